@@ -1,0 +1,1 @@
+"""Agent tools in the background, under Trio: never lost, doubled or leaked."""
