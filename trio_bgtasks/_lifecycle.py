@@ -1,0 +1,395 @@
+"""The one place that decides whether a status may change. Pure: no clock, no randomness, no I/O.
+
+`apply` takes a record (or None), an event and the `Facts` that a store read in the same
+transaction, and returns the next record or raises a `Refused`. Every store calls it, so they share
+one state machine by construction:
+
+======================  =================  =====================================================
+event                   from               to
+======================  =================  =====================================================
+Registered              nothing            running, attempt 1
+Finished                running            the outcome's status; cancelled if a cancel was accepted
+CancelRequested         running            running, marked (the first mark stays)
+CancelRequested         stopped            cancelled
+CheckpointSaved, ...    running            running
+Orphaned                running            stopped; cancelled if a cancel was accepted
+AttemptStarted          stopped            running, attempt + 1
+======================  =================  =====================================================
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import attrs
+
+from ._errors import (
+    ExecutorAlive,
+    ExecutorFenced,
+    IdempotencyKeyUsed,
+    ParentCancelled,
+    StaleAttempt,
+    TaskExists,
+    TaskNotResumable,
+    TaskNotRunning,
+    TaskNotStopped,
+    UnknownTask,
+)
+from ._json import JsonObject, JsonValue
+from ._records import (
+    Cancelled,
+    Failed,
+    JournalEntry,
+    JournalKind,
+    Progress,
+    Stopped,
+    Success,
+    TaskRecord,
+    TaskResult,
+    TaskStatus,
+)
+
+ORPHAN_ERROR = "No live executor found; marked stopped"
+DEFAULT_KEEP_BYTES = 8 << 20
+
+
+@attrs.frozen
+class Registered:
+    """A new task and its first attempt, which ``executor_id`` is about to run."""
+
+    at_ms: int
+    executor_id: str
+    owner_thread_id: str
+    task_type: str
+    description: str
+    background: bool = True
+    supports_resume: bool = False
+    parent_task_id: str | None = None
+    args: JsonObject = attrs.field(factory=dict[str, JsonValue])
+    metadata: JsonObject = attrs.field(factory=dict[str, JsonValue])
+    idempotency_key: str | None = None
+
+
+@attrs.frozen
+class Finished:
+    """An attempt ended with ``outcome``.
+
+    ``cancel_requested_at_ms`` is a cancel mark that could not be stored before. ``output`` is the
+    end of the output log from byte ``output_offset`` on. ``announce`` is False for a foreground
+    attempt whose caller has the answer.
+    """
+
+    at_ms: int
+    executor_id: str
+    attempt: int
+    outcome: TaskResult
+    cancel_requested_at_ms: int | None = None
+    output_offset: int = 0
+    output: str = ""
+    keep_bytes: int = DEFAULT_KEEP_BYTES
+    announce: bool = True
+
+
+@attrs.frozen
+class CancelRequested:
+    """Somebody who may do so asks for the end of the task."""
+
+    at_ms: int
+
+
+@attrs.frozen
+class CheckpointSaved:
+    """The attempt's own state, from which a later attempt may go on."""
+
+    at_ms: int
+    executor_id: str
+    attempt: int
+    value: Any
+
+
+@attrs.frozen
+class ProgressReported:
+    """How far the attempt is."""
+
+    at_ms: int
+    executor_id: str
+    attempt: int
+    progress: Progress
+
+
+@attrs.frozen
+class OutputAppended:
+    """A piece of the output log that begins at byte ``offset`` of all output of the task.
+
+    Applied twice it changes nothing: what is stored already is passed over. A gap before it counts
+    as dropped. The store keeps the newest ``keep_bytes``.
+    """
+
+    at_ms: int
+    executor_id: str
+    attempt: int
+    offset: int
+    text: str
+    keep_bytes: int = DEFAULT_KEEP_BYTES
+
+
+@attrs.frozen
+class Orphaned:
+    """The executor of the attempt is dead: it was fenced before."""
+
+    at_ms: int
+    executor_id: str
+    attempt: int
+
+
+@attrs.frozen
+class AttemptStarted:
+    """A stopped task is resumed by ``executor_id``, with the merged ``args``."""
+
+    at_ms: int
+    executor_id: str
+    owner_thread_id: str
+    task_type: str
+    expected_attempt: int
+    args: JsonObject
+    background: bool = True
+
+
+AttemptWrite: TypeAlias = CheckpointSaved | ProgressReported | OutputAppended
+Event: TypeAlias = (
+    Registered | Finished | CancelRequested | AttemptWrite | Orphaned | AttemptStarted
+)
+
+
+@attrs.frozen
+class Facts:
+    """What the store read, in the transaction of the change, beside the record.
+
+    ``executor_fenced``: the event's executor is fenced, retired or was never registered.
+    ``id_used``: a task of this id was collected. ``key_used_by``: the task that this owner's
+    idempotency key started. ``parent_cancelled``: the parent's cancellation was accepted.
+    """
+
+    executor_fenced: bool = False
+    id_used: bool = False
+    key_used_by: str | None = None
+    parent_cancelled: bool = False
+
+
+NO_FACTS = Facts()
+
+
+def apply(
+    task_id: str, record: TaskRecord | None, event: Event, facts: Facts = NO_FACTS
+) -> TaskRecord:
+    """Return the record after ``event``, or raise the `Refused` that names the current status.
+
+    ``record`` is None when the store has none of this id. The result is the same object when the
+    event changes nothing.
+    """
+    if isinstance(event, Registered):
+        return _registered(task_id, record, event, facts)
+    if record is None:
+        raise UnknownTask(task_id)
+    match event:
+        case Finished():
+            return _finished(record, event, facts)
+        case CancelRequested():
+            return _cancel_requested(record, event)
+        case Orphaned():
+            return _orphaned(record, event, facts)
+        case AttemptStarted():
+            return _attempt_started(record, event, facts)
+        case CheckpointSaved() | ProgressReported() | OutputAppended():
+            return _attempt_write(record, event, facts)
+
+
+def _registered(
+    task_id: str, record: TaskRecord | None, event: Registered, facts: Facts
+) -> TaskRecord:
+    # The key first: a repeated start is answered by the task that it started, whatever its new id.
+    if facts.key_used_by is not None:
+        raise IdempotencyKeyUsed(facts.key_used_by, event.idempotency_key or "")
+    if record is not None:
+        raise TaskExists(task_id, record.status)
+    if facts.id_used:
+        raise TaskExists(task_id)
+    if facts.executor_fenced:
+        raise ExecutorFenced(task_id, event.executor_id, "unregistered")
+    if facts.parent_cancelled:
+        raise ParentCancelled(task_id, event.parent_task_id or "")
+    return TaskRecord(
+        task_id=task_id,
+        owner_thread_id=event.owner_thread_id,
+        task_type=event.task_type,
+        description=event.description,
+        status=TaskStatus.RUNNING,
+        attempt=1,
+        created_at_ms=event.at_ms,
+        updated_at_ms=event.at_ms,
+        background=event.background,
+        supports_resume=event.supports_resume,
+        parent_task_id=event.parent_task_id,
+        executor_id=event.executor_id,
+        args=event.args,
+        metadata=event.metadata,
+        idempotency_key=event.idempotency_key,
+    )
+
+
+def _finished(record: TaskRecord, event: Finished, facts: Facts) -> TaskRecord:
+    _check_writer(record, event.executor_id, event.attempt, facts)
+    mark = record.cancel_requested_at_ms
+    if mark is None:
+        mark = event.cancel_requested_at_ms
+    error, result, ref = _shown(event.outcome)
+    return _ended(
+        record,
+        TaskStatus.CANCELLED if mark is not None else event.outcome.status,
+        event.at_ms,
+        cancel_requested_at_ms=mark,
+        error=error,
+        result=result,
+        result_ref=ref,
+        output_bytes=_output_end(record, event.output_offset, event.output),
+    )
+
+
+def _shown(outcome: TaskResult) -> tuple[str | None, Any, Any]:
+    match outcome:
+        case Success():
+            return None, outcome.value, outcome.ref
+        case Failed():
+            return outcome.error, outcome.value, None
+        case Stopped():
+            return outcome.reason, None, None
+        case Cancelled():
+            return None, None, None
+
+
+def _cancel_requested(record: TaskRecord, event: CancelRequested) -> TaskRecord:
+    if record.status is TaskStatus.STOPPED:
+        return _ended(
+            record,
+            TaskStatus.CANCELLED,
+            event.at_ms,
+            cancel_requested_at_ms=record.cancel_requested_at_ms or event.at_ms,
+        )
+    if record.status is not TaskStatus.RUNNING:
+        raise TaskNotRunning(record.task_id, record.status)
+    if record.cancel_requested_at_ms is not None:
+        return record
+    return attrs.evolve(
+        record,
+        cancel_requested_at_ms=event.at_ms,
+        updated_at_ms=max(event.at_ms, record.updated_at_ms),
+    )
+
+
+def _orphaned(record: TaskRecord, event: Orphaned, facts: Facts) -> TaskRecord:
+    _check_attempt(record, event.executor_id, event.attempt)
+    if not facts.executor_fenced:
+        raise ExecutorAlive(record.task_id, event.executor_id)
+    cancelled = record.cancel_requested_at_ms is not None
+    status = TaskStatus.CANCELLED if cancelled else TaskStatus.STOPPED
+    return _ended(record, status, event.at_ms, error=ORPHAN_ERROR)
+
+
+def _attempt_started(record: TaskRecord, event: AttemptStarted, facts: Facts) -> TaskRecord:
+    if (record.owner_thread_id, record.task_type) != (event.owner_thread_id, event.task_type):
+        raise UnknownTask(record.task_id)
+    if record.status is not TaskStatus.STOPPED:
+        raise TaskNotStopped(record.task_id, record.status)
+    if record.attempt != event.expected_attempt:
+        raise StaleAttempt(
+            record.task_id, event.expected_attempt, record.attempt, record.status
+        )
+    if not record.supports_resume:
+        raise TaskNotResumable(record.task_id, "its tool does not support it")
+    if record.cancel_requested_at_ms is not None:
+        raise TaskNotResumable(record.task_id, "its cancellation was accepted")
+    if facts.executor_fenced:
+        raise ExecutorFenced(record.task_id, event.executor_id, record.status)
+    return attrs.evolve(
+        record,
+        status=TaskStatus.RUNNING,
+        attempt=record.attempt + 1,
+        executor_id=event.executor_id,
+        args=event.args,
+        background=event.background,
+        error=None,
+        result=None,
+        result_ref=None,
+        completed_at_ms=None,
+        progress=None,
+        updated_at_ms=max(event.at_ms, record.updated_at_ms),
+    )
+
+
+def _attempt_write(record: TaskRecord, event: AttemptWrite, facts: Facts) -> TaskRecord:
+    _check_writer(record, event.executor_id, event.attempt, facts)
+    now = max(event.at_ms, record.updated_at_ms)
+    match event:
+        case CheckpointSaved():
+            return attrs.evolve(record, checkpoint=event.value, updated_at_ms=now)
+        case ProgressReported():
+            return attrs.evolve(record, progress=event.progress, updated_at_ms=now)
+        case OutputAppended():
+            end = _output_end(record, event.offset, event.text)
+            return attrs.evolve(record, output_bytes=end, updated_at_ms=now)
+
+
+def _output_end(record: TaskRecord, offset: int, text: str) -> int:
+    return max(record.output_bytes, offset + len(text.encode())) if text else record.output_bytes
+
+
+def _check_attempt(record: TaskRecord, executor_id: str, attempt: int) -> None:
+    if record.status is not TaskStatus.RUNNING:
+        raise TaskNotRunning(record.task_id, record.status)
+    if (record.attempt, record.executor_id) != (attempt, executor_id):
+        raise StaleAttempt(record.task_id, attempt, record.attempt, record.status)
+
+
+def _check_writer(record: TaskRecord, executor_id: str, attempt: int, facts: Facts) -> None:
+    _check_attempt(record, executor_id, attempt)
+    if facts.executor_fenced:
+        raise ExecutorFenced(record.task_id, executor_id, record.status)
+
+
+def _ended(record: TaskRecord, status: TaskStatus, at_ms: int, **changes: Any) -> TaskRecord:
+    return attrs.evolve(
+        record,
+        status=status,
+        executor_id=None,
+        completed_at_ms=max(at_ms, record.created_at_ms),
+        updated_at_ms=max(at_ms, record.updated_at_ms),
+        **changes,
+    )
+
+
+# ---- what every store derives from a change ------------------------------------------------------
+
+_KINDS: dict[type[object], JournalKind] = {
+    Registered: "registered",
+    Finished: "finished",
+    CancelRequested: "cancel_requested",
+    Orphaned: "orphaned",
+    AttemptStarted: "attempt_started",
+}
+
+
+def journal_entry(
+    before: TaskRecord | None, event: Event, after: TaskRecord
+) -> JournalEntry | None:
+    """Return the history line of a change, None when neither status nor cancel mark changed."""
+    kind = _KINDS.get(type(event))
+    if kind is None or after is before:
+        return None
+    executor_id = None if isinstance(event, CancelRequested) else event.executor_id
+    detail = after.error if isinstance(event, Finished | Orphaned) else None
+    return JournalEntry(event.at_ms, kind, after.attempt, after.status, executor_id, detail)
+
+
+def ends_attempt(event: Event) -> bool:
+    """True when a notice is to be written with the change: an attempt ended unannounced."""
+    return isinstance(event, Orphaned) or (isinstance(event, Finished) and event.announce)

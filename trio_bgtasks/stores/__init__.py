@@ -1,0 +1,1 @@
+"""Task stores: `MemoryTaskStore`, `SqliteTaskStore` and the `TaskStore` protocol."""

@@ -1,0 +1,370 @@
+"""`MemoryTaskStore`: the default; for tests, throw-away runs and simulations of several machines."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager
+
+import attrs
+import trio
+
+from .._errors import CorruptRecord, Refused
+from .._json import copy_json, new_id
+from .._lifecycle import (
+    Event,
+    Facts,
+    Finished,
+    Orphaned,
+    OutputAppended,
+    Registered,
+    apply,
+    ends_attempt,
+    journal_entry,
+)
+from .._records import JournalEntry, Notice, OutputPage, TaskRecord, TaskStatus
+from ._output import new_chunks, output_page
+from ._protocol import PAGE, ExecutorHandle, LeaseTerms, RecordPage, SweepReport
+
+_ANY_SIZE = 1 << 62
+
+
+@attrs.define
+class _Executor:
+    """A simulated machine: alive while its lease has not run out on Trio's clock."""
+
+    executor_id: str
+    expires_at: float
+    fenced: bool = False
+    lost: trio.Event = attrs.field(factory=trio.Event)
+    lock_fds: tuple[int, ...] = ()
+
+
+@attrs.define
+class _Log:
+    chunks: deque[tuple[int, bytes]] = attrs.field(factory=deque[tuple[int, bytes]])
+    kept: int = 0
+
+
+class MemoryTaskStore:
+    """A `TaskStore` in this process: every call is applied at once, or not at all.
+
+    Several managers may share one store; each is an executor with a lease of its own, renewed by a
+    task on Trio's clock, so several machines can be simulated, on virtual time too. Nothing
+    survives the process.
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[str, TaskRecord] = {}
+        self._seq = 0
+        self._by_owner: dict[str, list[tuple[int, str]]] = {}
+        self._by_parent: dict[str, list[tuple[int, str]]] = {}
+        self._by_executor: dict[str, dict[str, None]] = {}
+        self._used_ids: set[str] = set()
+        self._keys: dict[tuple[str, str], str] = {}
+        self._journal: dict[str, list[JournalEntry]] = {}
+        self._output: dict[str, _Log] = {}
+        self._notices: dict[str, dict[int, Notice]] = {}
+        self._next_notice = 1
+        self._executors: dict[str, _Executor] = {}
+
+    def __repr__(self) -> str:
+        return f"<MemoryTaskStore {len(self._records)} tasks, {len(self._executors)} executors>"
+
+    # ---- one change ---------------------------------------------------------------------------
+
+    async def apply(self, task_id: str, event: Event) -> TaskRecord:
+        """See `TaskStore.apply`."""
+        return self._apply(task_id, event)
+
+    def _apply(self, task_id: str, event: Event) -> TaskRecord:
+        before = self._records.get(task_id)
+        after = apply(task_id, before, event, self._facts(task_id, event))
+        if after is not before:
+            self._save(before, event, after)
+        return _private(self._records[task_id])
+
+    def _facts(self, task_id: str, event: Event) -> Facts:
+        executor_id = getattr(event, "executor_id", None)
+        fenced = executor_id is not None and self._is_fenced(executor_id)
+        if not isinstance(event, Registered):
+            return Facts(executor_fenced=fenced)
+        key, parent = event.idempotency_key, self._records.get(event.parent_task_id or "")
+        return Facts(
+            executor_fenced=fenced,
+            id_used=task_id in self._used_ids,
+            key_used_by=None if key is None else self._keys.get((event.owner_thread_id, key)),
+            parent_cancelled=parent is not None and parent.cancel_requested_at_ms is not None,
+        )
+
+    def _save(self, before: TaskRecord | None, event: Event, after: TaskRecord) -> None:
+        task_id = after.task_id
+        if before is None:
+            self._seq += 1
+            after = attrs.evolve(after, seq=self._seq)
+            self._index(after)
+        self._reindex_executor(before, after)
+        if isinstance(event, OutputAppended):
+            self._append(before, task_id, event.offset, event.text, event.keep_bytes)
+        elif isinstance(event, Finished) and event.output:
+            self._append(before, task_id, event.output_offset, event.output, event.keep_bytes)
+        self._records[task_id] = _private(after)
+        entry = journal_entry(before, event, after)
+        if entry is not None:
+            self._journal.setdefault(task_id, []).append(entry)
+        if ends_attempt(event):
+            notice = Notice(self._next_notice, after.summary(), after.background)
+            self._notices.setdefault(after.owner_thread_id, {})[notice.notice_id] = notice
+            self._next_notice += 1
+
+    def _index(self, record: TaskRecord) -> None:
+        self._by_owner.setdefault(record.owner_thread_id, []).append((record.seq, record.task_id))
+        if record.parent_task_id is not None:
+            siblings = self._by_parent.setdefault(record.parent_task_id, [])
+            siblings.append((record.seq, record.task_id))
+        if record.idempotency_key is not None:
+            self._keys[record.owner_thread_id, record.idempotency_key] = record.task_id
+
+    def _reindex_executor(self, before: TaskRecord | None, after: TaskRecord) -> None:
+        old = None if before is None else before.executor_id
+        if old == after.executor_id:
+            return
+        if old is not None:
+            running = self._by_executor[old]
+            del running[after.task_id]
+            if not running:
+                del self._by_executor[old]
+        if after.executor_id is not None:
+            self._by_executor.setdefault(after.executor_id, {})[after.task_id] = None
+
+    def _append(
+        self, before: TaskRecord | None, task_id: str, offset: int, text: str, keep_bytes: int
+    ) -> None:
+        log = self._output.setdefault(task_id, _Log())
+        total = 0 if before is None else before.output_bytes
+        for chunk in new_chunks(total, offset, text, keep_bytes):
+            log.chunks.append(chunk)
+            log.kept += len(chunk[1])
+        while log.kept > keep_bytes:
+            log.kept -= len(log.chunks.popleft()[1])
+
+    # ---- reading ------------------------------------------------------------------------------
+
+    async def load(self, task_id: str) -> TaskRecord | None:
+        """See `TaskStore.load`."""
+        record = self._records.get(task_id)
+        return None if record is None else _private(record)
+
+    async def load_by_key(self, owner_thread_id: str, key: str) -> TaskRecord | None:
+        """See `TaskStore.load_by_key`."""
+        return await self.load(self._keys.get((owner_thread_id, key), ""))
+
+    async def list_owner(
+        self,
+        owner_thread_id: str,
+        *,
+        after: int = 0,
+        limit: int = PAGE,
+        status: TaskStatus | None = None,
+        task_type: str | None = None,
+    ) -> RecordPage:
+        """See `TaskStore.list_owner`."""
+        rows = (
+            record
+            for record in self._rows(self._by_owner.get(owner_thread_id, []), after)
+            if (status is None or record.status is status)
+            and (task_type is None or record.task_type == task_type)
+        )
+        return _page(rows, limit)
+
+    async def children(self, task_id: str, *, after: int = 0, limit: int = PAGE) -> RecordPage:
+        """See `TaskStore.children`."""
+        return _page(self._rows(self._by_parent.get(task_id, []), after), limit)
+
+    def _rows(self, index: list[tuple[int, str]], after: int) -> Iterator[TaskRecord]:
+        for i in range(bisect_right(index, (after, "\U0010ffff")), len(index)):
+            yield self._records[index[i][1]]
+
+    async def history(self, task_id: str) -> list[JournalEntry]:
+        """See `TaskStore.history`."""
+        return list(self._journal.get(task_id, ()))
+
+    async def read_output(self, task_id: str, *, offset: int, limit: int) -> OutputPage:
+        """See `TaskStore.read_output`."""
+        record = self._records.get(task_id)
+        log = self._output.get(task_id) or _Log()
+        total = 0 if record is None else record.output_bytes
+        return output_page(log.chunks, offset, limit, total=total, kept=log.kept)
+
+    async def owners(self, *, after: str = "", limit: int = PAGE) -> list[str]:
+        """See `TaskStore.owners`."""
+        return sorted(owner for owner in self._by_owner if owner > after)[:limit]
+
+    # ---- notices ------------------------------------------------------------------------------
+
+    async def notices(self, owner_thread_id: str, *, limit: int = PAGE) -> list[Notice]:
+        """See `TaskStore.notices`."""
+        waiting = self._notices.get(owner_thread_id, {})
+        return [
+            attrs.evolve(notice, summary=_private_summary(notice))
+            for notice, _ in zip(waiting.values(), range(limit), strict=False)
+        ]
+
+    async def acknowledge(self, owner_thread_id: str, notice_ids: Sequence[int]) -> None:
+        """See `TaskStore.acknowledge`."""
+        waiting = self._notices.get(owner_thread_id, {})
+        for notice_id in notice_ids:
+            waiting.pop(notice_id, None)
+        if not waiting:
+            self._notices.pop(owner_thread_id, None)
+
+    # ---- collection ---------------------------------------------------------------------------
+
+    async def collect(
+        self, owner_thread_id: str | None, *, ended_before_ms: int, limit: int = PAGE
+    ) -> list[str]:
+        """See `TaskStore.collect`."""
+        busy = self._ancestors_of_running()
+        owners = list(self._by_owner) if owner_thread_id is None else [owner_thread_id]
+        gone: list[TaskRecord] = []
+        for owner in owners:
+            for record in self._rows(self._by_owner.get(owner, []), 0):
+                if len(gone) == limit:
+                    break
+                ended_at = record.completed_at_ms
+                if (
+                    record.has_ended
+                    and record.task_id not in busy
+                    and ended_at is not None
+                    and ended_at <= ended_before_ms
+                ):
+                    gone.append(record)
+        self._forget(gone)
+        return [record.task_id for record in gone]
+
+    def _ancestors_of_running(self) -> set[str]:
+        seen: set[str] = set()
+        for running in self._by_executor.values():
+            for task_id in running:
+                parent = self._records[task_id].parent_task_id
+                while parent is not None and parent not in seen:
+                    seen.add(parent)
+                    above = self._records.get(parent)
+                    parent = None if above is None else above.parent_task_id
+        return seen
+
+    def _forget(self, gone: list[TaskRecord]) -> None:
+        ids = {record.task_id for record in gone}
+        self._used_ids |= ids
+        for table in (self._records, self._journal, self._output):
+            for task_id in ids:
+                table.pop(task_id, None)
+        for index, keys in (
+            (self._by_owner, {record.owner_thread_id for record in gone}),
+            (self._by_parent, {r.parent_task_id for r in gone if r.parent_task_id is not None}),
+        ):
+            for key in keys:
+                index[key] = [row for row in index[key] if row[1] not in ids]
+                if not index[key]:
+                    del index[key]
+
+    # ---- executors ----------------------------------------------------------------------------
+
+    def _is_fenced(self, executor_id: str) -> bool:
+        executor = self._executors.get(executor_id)
+        return executor is None or executor.fenced
+
+    @asynccontextmanager
+    async def executor(self, terms: LeaseTerms) -> AsyncGenerator[ExecutorHandle, None]:
+        """See `TaskStore.executor`."""
+        executor = _Executor(new_id("ex_"), trio.current_time() + terms.lease_s)
+        self._executors[executor.executor_id] = executor
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._renew, executor, terms)
+            try:
+                yield executor
+            finally:
+                executor.fenced = True
+                nursery.cancel_scope.cancel()
+
+    async def _renew(self, executor: _Executor, terms: LeaseTerms) -> None:
+        # Shielded: the manager's own shutdown still needs the lease; leaving executor() ends it.
+        while not executor.fenced and trio.current_time() < executor.expires_at:
+            executor.expires_at = trio.current_time() + terms.lease_s
+            await trio.sleep(terms.renew_s)
+        executor.lost.set()
+
+    async def sweep(
+        self, executor_id: str, at_ms: int, *, suspect: str | None = None
+    ) -> SweepReport:
+        """See `TaskStore.sweep`."""
+        now = trio.current_time()
+        suspects = [suspect] if suspect is not None else list(self._executors)
+        fenced: list[str] = []
+        for name in suspects:
+            executor = self._executors.get(name)
+            if executor is not None and not executor.fenced and executor.expires_at <= now:
+                executor.fenced = True
+                executor.lost.set()
+                fenced.append(name)
+        ended, corrupt = self._end_orphans(suspect, at_ms)
+        for name in suspects:
+            if self._is_fenced(name) and name not in self._by_executor:
+                self._executors.pop(name, None)
+        own = {} if suspect is not None else self._by_executor.get(executor_id, {})
+        running = [(task_id, self._records[task_id].attempt) for task_id in own]
+        return SweepReport(fenced, ended, corrupt, running)
+
+    def _end_orphans(
+        self, suspect: str | None, at_ms: int
+    ) -> tuple[list[tuple[str, str]], list[CorruptRecord]]:
+        names = [suspect] if suspect is not None else list(self._by_executor)
+        ended: list[tuple[str, str]] = []
+        for name in names:
+            if not self._is_fenced(name):
+                continue
+            for task_id in list(self._by_executor.get(name, {})):
+                record = self._records[task_id]
+                self._apply(task_id, Orphaned(at_ms, name, record.attempt))
+                ended.append((task_id, record.owner_thread_id))
+        return ended, []
+
+    async def cancel_marks(self, executor_id: str) -> list[str]:
+        """See `TaskStore.cancel_marks`."""
+        return [
+            task_id
+            for task_id in self._by_executor.get(executor_id, {})
+            if self._records[task_id].cancel_requested_at_ms is not None
+        ]
+
+
+def _page(rows: Iterator[TaskRecord], limit: int) -> RecordPage:
+    records: list[TaskRecord] = []
+    for record in rows:
+        if len(records) == limit:
+            return RecordPage(records, (), records[-1].seq)
+        records.append(_private(record))
+    return RecordPage(records)
+
+
+def _private(record: TaskRecord) -> TaskRecord:
+    """Return the record with JSON of its own, so that nobody shares what can be changed."""
+    if record.args or record.metadata or record.result or record.checkpoint:
+        return attrs.evolve(
+            record,
+            args=copy_json(record.args, max_bytes=_ANY_SIZE),
+            metadata=copy_json(record.metadata, max_bytes=_ANY_SIZE),
+            result=copy_json(record.result, max_bytes=_ANY_SIZE),
+            checkpoint=copy_json(record.checkpoint, max_bytes=_ANY_SIZE),
+        )
+    return record
+
+
+def _private_summary(notice: Notice):  # noqa: ANN202
+    summary = notice.summary
+    return attrs.evolve(
+        summary,
+        result=copy_json(summary.result, max_bytes=_ANY_SIZE),
+        metadata=copy_json(summary.metadata, max_bytes=_ANY_SIZE),
+    )
