@@ -12,7 +12,8 @@ import math
 import os
 import re
 import time
-from typing import TypeAlias, cast
+from collections.abc import Sequence
+from typing import Any, TypeAlias, cast
 
 JsonValue: TypeAlias = (
     "None | bool | int | float | str | list[JsonValue] | dict[str, JsonValue]"
@@ -27,7 +28,6 @@ _INT_MIN, _INT_MAX = -(1 << 63), (1 << 63) - 1
 # Lone surrogates cannot be encoded, U+0000 cannot be stored by every store.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_PLAIN = frozenset({bool, type(None)})
 
 
 class NotJson(ValueError):
@@ -42,13 +42,31 @@ class NotJson(ValueError):
 def copy_json(value: object, *, max_bytes: int = MAX_BYTES) -> JsonValue:
     """Return a copy of ``value`` that shares nothing mutable with it, or raise `NotJson`.
 
-    The size counted is that of the strings and scalars, a lower bound of the encoded text that no
-    encoding can dodge: it is what bounds memory here.
+    Tuples become lists; strings, numbers and objects of subclasses (enums) become plain ones. The
+    size is that of the strings in UTF-8 and a few bytes for everything else, so it bounds the
+    memory, whatever the encoding.
     """
-    kind = type(value)
-    if kind in _PLAIN:
-        return cast("JsonValue", value)
-    return _Copier(max_bytes).copy(value, "$", 0)
+    try:
+        return _Copier(max_bytes).copy(value, 0)
+    except _Bad as bad:
+        raise NotJson("$" + "".join(reversed(bad.steps)), bad.kind) from None
+
+
+def clone_json(value: Any) -> Any:
+    """Return a copy of what `copy_json` returned before; nothing is checked again."""
+    if isinstance(value, dict):
+        return {key: clone_json(item) for key, item in cast("JsonObject", value).items()}
+    if isinstance(value, list):
+        return [clone_json(item) for item in cast("list[JsonValue]", value)]
+    return value
+
+
+class _Bad(Exception):
+    """Something is not JSON; every container on the way out adds its step of the path."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.steps: list[str] = []
 
 
 class _Copier:
@@ -58,65 +76,66 @@ class _Copier:
         self._limit = budget
         self._left = budget
 
-    def copy(self, value: object, path: str, depth: int) -> JsonValue:
-        kind = type(value)
-        if kind is str:
-            return self._text(cast("str", value), path)
-        if kind in _PLAIN:
-            self._take(4, path)
-            return cast("JsonValue", value)
-        if kind is int:
-            self._take(8, path)
-            if not _INT_MIN <= cast("int", value) <= _INT_MAX:
-                raise NotJson(path, "integer beyond 64 bits")
-            return cast("int", value)
-        if kind is float:
-            self._take(8, path)
-            if not math.isfinite(cast("float", value)):
-                raise NotJson(path, f"float {value!r} is not finite")
-            return cast("float", value)
+    def copy(self, value: object, depth: int) -> JsonValue:
+        # Unbound methods of the plain types: a subclass's own __str__ or __int__ is not its value.
+        if isinstance(value, str):
+            return self._text(str.__str__(value), "string")
+        self._take(8)
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int):
+            number = int.__int__(value)
+            if not _INT_MIN <= number <= _INT_MAX:
+                raise _Bad("integer beyond 64 bits")
+            return number
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise _Bad(f"float {float.__repr__(value)} is not finite")
+            return float.__float__(value)
+        if not isinstance(value, dict | list | tuple):
+            raise _Bad(type(value).__name__)
+        if depth == MAX_DEPTH:
+            raise _Bad(f"nested deeper than {MAX_DEPTH}")
         if isinstance(value, dict):
-            return self._object(cast("dict[object, object]", value), path, depth)
-        if isinstance(value, (list, tuple)):
-            self._enter(path, depth)
-            items = cast("list[object]", value)
-            return [self.copy(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(items)]
-        return self._subclass(value, path, depth)
+            return self._object(cast("dict[object, object]", value), depth)
+        return self._array(cast("Sequence[object]", value), depth)
 
-    def _object(self, value: dict[object, object], path: str, depth: int) -> JsonValue:
-        self._enter(path, depth)
+    def _object(self, value: dict[object, object], depth: int) -> JsonObject:
         copied: JsonObject = {}
         for key, item in value.items():
             if not isinstance(key, str):
-                raise NotJson(path, f"key of type {type(key).__name__}")
-            name = self._text(str(key), f"{path} (key)")
-            copied[name] = self.copy(item, f"{path}.{name[:80]}", depth + 1)
+                raise _Bad(f"key of type {type(key).__name__}")
+            name = self._text(str.__str__(key), "key")
+            try:
+                copied[name] = self.copy(item, depth + 1)
+            except _Bad as bad:
+                bad.steps.append(f".{name}" if name.isidentifier() else f"[{name[:80]!a}]")
+                raise
         return copied
 
-    def _subclass(self, value: object, path: str, depth: int) -> JsonValue:
-        # str, int and float subclasses (enums) become what they are as plain values.
-        for base in (str, int, float):
-            if isinstance(value, base):
-                return self.copy(base.__call__(value), path, depth)
-        raise NotJson(path, type(value).__name__)
+    def _array(self, value: Sequence[object], depth: int) -> list[JsonValue]:
+        copied: list[JsonValue] = []
+        try:
+            for item in value:
+                copied.append(self.copy(item, depth + 1))
+        except _Bad as bad:
+            bad.steps.append(f"[{len(copied)}]")
+            raise
+        return copied
 
-    def _enter(self, path: str, depth: int) -> None:
-        if depth >= MAX_DEPTH:
-            raise NotJson(path[:200], f"nested deeper than {MAX_DEPTH}")
-        self._take(2, path)
-
-    def _text(self, text: str, path: str) -> str:
-        self._take(len(text) + 2, path)
+    def _text(self, text: str, kind: str) -> str:
+        self._take(len(text) + 2)
         if not text.isascii() or "\x00" in text:
             bad = _UNSTORABLE.search(text)
             if bad is not None:
-                raise NotJson(path, f"character U+{ord(bad.group()):04X} in a string")
+                raise _Bad(f"character U+{ord(bad.group()):04X} in a {kind}")
+            self._take(len(text.encode()) - len(text))
         return text
 
-    def _take(self, size: int, path: str) -> None:
+    def _take(self, size: int) -> None:
         self._left -= size
         if self._left < 0:
-            raise NotJson(path[:200], f"larger than {self._limit} bytes")
+            raise _Bad(f"larger than {self._limit} bytes")
 
 
 def json_object(value: object, field: str, *, max_bytes: int = MAX_BYTES) -> JsonObject:

@@ -1,0 +1,141 @@
+"""From the way a body ended to the outcome of its attempt. Pure; the table of design section 7."""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import attrs
+import trio
+
+from ._json import NotJson, clean_text, copy_json, shorten
+from ._records import Cancelled, ExternalRef, Failed, Stopped, Success, TaskResult, ThreadMessageRef
+
+MAX_ERROR = 10_000
+_MAX_LEAVES = 8
+
+STOP_TEXT = {
+    "owner_close": "The owner thread was closed",
+    "shutdown": "The runtime was shut down",
+    "caller": "The caller of the foreground run is gone",
+}
+
+
+@attrs.frozen
+class BodyEnd:
+    """How a body ended: it returned something, raised something, or was never run."""
+
+    returned: Any = None
+    raised: BaseException | None = None
+    ran: bool = True
+
+
+def own_outcome(end: BodyEnd) -> TaskResult | None:
+    """Return the outcome that the body itself means; None: it passed the cancellation on."""
+    if not end.ran:
+        return None
+    if end.raised is None:
+        return _returned(end.returned)
+    errors = [leaf for leaf in leaves(end.raised) if not isinstance(leaf, trio.Cancelled)]
+    if not errors:
+        return None
+    if any(isinstance(leaf, KeyboardInterrupt) for leaf in errors):
+        return Stopped("KeyboardInterrupt")
+    return Failed(describe(errors))
+
+
+def outcome_of(
+    end: BodyEnd, reasons: AbstractSet[str], *, deadline_s: float | None = None
+) -> TaskResult | None:
+    """Return the outcome to record, or None to record nothing (the lease is lost).
+
+    ``reasons`` is why the runtime cancelled the scope. Once it did, only `Success` still counts as
+    itself; every other end takes the first of: lease lost, cancel, owner close, shutdown, caller
+    gone, deadline; the body's own error stays in the text.
+    """
+    own = own_outcome(end)
+    if isinstance(own, Success):
+        return own
+    if "fenced" in reasons:
+        return None
+    if "cancel" in reasons:
+        return Cancelled() if own is None else own
+    for reason, text in STOP_TEXT.items():
+        if reason in reasons:
+            return Stopped(_with_error(text, own))
+    if "deadline" in reasons:
+        text = f"The deadline of {deadline_s:g} s passed"
+        return Failed(_with_error(text, own), own.value if isinstance(own, Failed) else None)
+    return own if own is not None else Stopped(STOP_TEXT["shutdown"])
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """Return the exceptions of a group, or the exception itself."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    found: list[BaseException] = []
+    for part in error.exceptions:  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        found += leaves(part)  # pyright: ignore[reportUnknownArgumentType]
+    return found
+
+
+def describe(errors: list[BaseException]) -> str:
+    """Return ``Type: message`` of each error; the number of those left out."""
+    texts = [f"{type(error).__name__}: {_message(error)}" for error in errors]
+    text = "; ".join(texts[:_MAX_LEAVES])
+    if len(texts) > _MAX_LEAVES:
+        text += f"; and {len(texts) - _MAX_LEAVES} more"
+    return shorten(clean_text(text), MAX_ERROR)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:  # noqa: BLE001 - somebody's __str__ must not cost us the end
+        return f"<its __str__ raised {type(broken).__name__}>"
+
+
+def _with_error(text: str, own: TaskResult | None) -> str:
+    error = own.error if isinstance(own, Failed) else getattr(own, "reason", None)
+    return text if not error else shorten(f"{text}: {error}", MAX_ERROR)
+
+
+def _returned(value: object) -> TaskResult:
+    match value:
+        case Success():
+            return _checked_success(value)
+        case Failed():
+            problem, copied = _json_problem(value.value)
+            text = value.error if isinstance(value.error, str) else repr(value.error)  # pyright: ignore[reportUnnecessaryIsInstance]
+            text = shorten(clean_text(text), MAX_ERROR)
+            return Failed(text, copied) if problem is None else Failed(f"{text} ({problem})")
+        case Stopped():
+            if value.reason is None:
+                return value
+            return Stopped(shorten(clean_text(str(value.reason)), MAX_ERROR))
+        case Cancelled():
+            return value
+        case _:
+            kind = type(value).__name__
+            return Failed(f"TypeError: the tool returned {kind} instead of a TaskResult")
+
+
+def _checked_success(value: Success) -> TaskResult:
+    problem, copied = _json_problem(value.value)
+    if problem is not None:
+        return Failed(problem)
+    ref = value.ref
+    if ref is not None:
+        if not isinstance(ref, ThreadMessageRef | ExternalRef):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return Failed(f"result_ref is not a reference: {type(ref).__name__}")
+        problem, _ = _json_problem(list(attrs.astuple(ref)))
+        if problem is not None:
+            return Failed(problem)
+    return Success(copied, ref)
+
+
+def _json_problem(value: object) -> tuple[str | None, Any]:
+    try:
+        return None, copy_json(value)
+    except NotJson as error:
+        return f"result is not JSON: {error.path}: {error.kind}", None
