@@ -15,9 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, TypeAlias, cast
 
-JsonValue: TypeAlias = (
-    "None | bool | int | float | str | list[JsonValue] | dict[str, JsonValue]"
-)
+JsonValue: TypeAlias = "None | bool | int | float | str | list[JsonValue] | dict[str, JsonValue]"
 JsonObject: TypeAlias = dict[str, JsonValue]
 
 MAX_DEPTH = 64
@@ -109,7 +107,7 @@ class _Copier:
             try:
                 copied[name] = self.copy(item, depth + 1)
             except _Bad as bad:
-                bad.steps.append(f".{name}" if name.isidentifier() else f"[{name[:80]!a}]")
+                bad.steps.append(f".{name[:80]}" if name.isidentifier() else f"[{name[:80]!a}]")
                 raise
         return copied
 
@@ -161,7 +159,7 @@ def clean_text(text: str) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """Return ``text`` cut to ``limit`` characters, the last one an ellipsis when it was cut."""
+    """Return ``text`` cut to ``limit`` >= 1 characters, the last an ellipsis when it was cut."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -180,11 +178,11 @@ def check_id(value: object, field: str) -> str:
         raise ValueError(f"{field} is longer than {MAX_ID} characters")
     if not (value.isascii() and value.isprintable()) and _CONTROL.search(value):
         raise ValueError(f"{field} contains a control character")
-    return value
+    return str.__str__(value)
 
 
 def new_id(prefix: str) -> str:
-    """Return ``prefix`` and a uuid7 in hex: unique, and in order of creation by text."""
+    """Return ``prefix`` and a uuid7 in hex: unique; to the millisecond, in order of creation."""
     millis = time.time_ns() // 1_000_000
     bits = (millis & ((1 << 48) - 1)) << 80 | int.from_bytes(os.urandom(10), "big")
     bits = bits & ~(0xF << 76) | 0x7 << 76  # version 7

@@ -37,7 +37,6 @@ from ._errors import (
 )
 from ._json import JsonObject, JsonValue
 from ._records import (
-    Cancelled,
     Failed,
     JournalEntry,
     JournalKind,
@@ -167,7 +166,7 @@ class Facts:
 
     ``executor_fenced``: the event's executor is fenced, retired or was never registered.
     ``id_used``: a task of this id was collected. ``key_used_by``: the task that this owner's
-    idempotency key started. ``parent_cancelled``: the parent's cancellation was accepted.
+    idempotency key started. ``parent_cancelled``: the parent's record says ``cancel_accepted``.
     """
 
     executor_fenced: bool = False
@@ -200,8 +199,7 @@ def apply(
             return _orphaned(record, event, facts)
         case AttemptStarted():
             return _attempt_started(record, event, facts)
-        case CheckpointSaved() | ProgressReported() | OutputAppended():
-            return _attempt_write(record, event, facts)
+    return _attempt_write(record, event, facts)
 
 
 def _registered(
@@ -263,26 +261,20 @@ def _shown(outcome: TaskResult) -> tuple[str | None, Any, Any]:
             return outcome.error, outcome.value, None
         case Stopped():
             return outcome.reason, None, None
-        case Cancelled():
-            return None, None, None
+    return None, None, None
 
 
 def _cancel_requested(record: TaskRecord, event: CancelRequested) -> TaskRecord:
-    if record.status is TaskStatus.STOPPED:
-        return _ended(
-            record,
-            TaskStatus.CANCELLED,
-            event.at_ms,
-            cancel_requested_at_ms=record.cancel_requested_at_ms or event.at_ms,
-        )
-    if record.status is not TaskStatus.RUNNING:
+    if record.status.is_terminal:
         raise TaskNotRunning(record.task_id, record.status)
-    if record.cancel_requested_at_ms is not None:
+    marked = record.cancel_requested_at_ms
+    mark = event.at_ms if marked is None else marked
+    if record.status is TaskStatus.STOPPED:
+        return _ended(record, TaskStatus.CANCELLED, event.at_ms, cancel_requested_at_ms=mark)
+    if marked is not None:
         return record
     return attrs.evolve(
-        record,
-        cancel_requested_at_ms=event.at_ms,
-        updated_at_ms=max(event.at_ms, record.updated_at_ms),
+        record, cancel_requested_at_ms=mark, updated_at_ms=max(mark, record.updated_at_ms)
     )
 
 
@@ -301,9 +293,7 @@ def _attempt_started(record: TaskRecord, event: AttemptStarted, facts: Facts) ->
     if record.status is not TaskStatus.STOPPED:
         raise TaskNotStopped(record.task_id, record.status)
     if record.attempt != event.expected_attempt:
-        raise StaleAttempt(
-            record.task_id, event.expected_attempt, record.attempt, record.status
-        )
+        raise StaleAttempt(record.task_id, event.expected_attempt, record.attempt, record.status)
     if not record.supports_resume:
         raise TaskNotResumable(record.task_id, "its tool does not support it")
     if record.cancel_requested_at_ms is not None:
@@ -334,9 +324,8 @@ def _attempt_write(record: TaskRecord, event: AttemptWrite, facts: Facts) -> Tas
             return attrs.evolve(record, checkpoint=event.value, updated_at_ms=now)
         case ProgressReported():
             return attrs.evolve(record, progress=event.progress, updated_at_ms=now)
-        case OutputAppended():
-            end = _output_end(record, event.offset, event.text)
-            return attrs.evolve(record, output_bytes=end, updated_at_ms=now)
+    end = _output_end(record, event.offset, event.text)
+    return attrs.evolve(record, output_bytes=end, updated_at_ms=now)
 
 
 def _output_end(record: TaskRecord, offset: int, text: str) -> int:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import attrs
 
-from ._json import JsonObject, JsonValue, copy_json
+from ._json import JsonObject, JsonValue, clone_json
 
 
 class TaskStatus(StrEnum):
@@ -130,7 +130,7 @@ class TaskSummary:
             "attempt": self.attempt,
         }
         if self.result is not None:
-            shape["result"] = copy_json(self.result)
+            shape["result"] = clone_json(self.result)
         if self.result_ref is not None:
             shape["result_ref"] = ref_to_json(self.result_ref)
         for name in ("error", "completed_at_ms", "parent_task_id", "persistence_error"):
@@ -138,7 +138,7 @@ class TaskSummary:
             if value is not None:
                 shape[name] = value
         if self.metadata:
-            shape["metadata"] = copy_json(self.metadata)
+            shape["metadata"] = clone_json(self.metadata)
         if self.progress is not None:
             shape["progress"] = self.progress.to_json()
         if self.queued:
@@ -196,9 +196,12 @@ class TaskRecord:
             self.status is TaskStatus.STOPPED and not self.supports_resume
         )
 
-    def summary(
-        self, *, queued: bool = False, persistence_error: str | None = None
-    ) -> TaskSummary:
+    @property
+    def cancel_accepted(self) -> bool:
+        """True once a cancel is final: its mark, or the end that it caused, is stored."""
+        return self.cancel_requested_at_ms is not None or self.status is TaskStatus.CANCELLED
+
+    def summary(self, *, queued: bool = False, persistence_error: str | None = None) -> TaskSummary:
         """Return what tools and people may see; shares no mutable data with the record."""
         return TaskSummary(
             self.task_id,
@@ -209,18 +212,15 @@ class TaskRecord:
             self.supports_resume,
             self.attempt,
             self.error,
-            copy_json(self.result, max_bytes=_UNBOUNDED),
+            clone_json(self.result),
             self.result_ref,
             self.completed_at_ms,
             self.parent_task_id,
-            copy_json(self.metadata) if self.metadata else {},  # type: ignore[arg-type]
+            clone_json(self.metadata),
             self.progress,
             queued,
             persistence_error,
         )
-
-
-_UNBOUNDED = 1 << 62  # what is stored was bounded when it was given
 
 
 @attrs.frozen

@@ -9,9 +9,7 @@ from .._records import OutputPage
 _CHUNK = 32 << 10
 
 
-def new_chunks(
-    total: int, offset: int, text: str, keep_bytes: int
-) -> Iterator[tuple[int, bytes]]:
+def new_chunks(total: int, offset: int, text: str, keep_bytes: int) -> Iterator[tuple[int, bytes]]:
     """Yield (offset, bytes) of what an append at ``offset`` adds to a log of ``total`` bytes.
 
     What is stored already is passed over, so that a repeated append adds nothing; what could not be
@@ -19,13 +17,10 @@ def new_chunks(
     ``keep_bytes``, so that dropping whole pieces keeps the bound.
     """
     data = text.encode()
-    start = max(0, total - offset, len(data) - keep_bytes)
+    start = _align(data, max(0, total - offset, len(data) - keep_bytes))
     size = max(4, min(_CHUNK, keep_bytes // 4))
-    start = _align(data, start)
     while start < len(data):
-        end = min(start + size, len(data))
-        while end < len(data) and data[end] & 0xC0 == 0x80:
-            end -= 1
+        end = _align_down(data, start + size)
         yield offset + start, data[start:end]
         start = end
 
@@ -33,32 +28,29 @@ def new_chunks(
 def output_page(
     chunks: Iterable[tuple[int, bytes]], offset: int, limit: int, *, total: int, kept: int
 ) -> OutputPage:
-    """Cut a page out of ``chunks``: (offset, bytes) in order, the first one reaching ``offset``."""
+    """Cut a page out of ``chunks``: (offset, bytes) in order, the first one reaching ``offset``.
+
+    Reading on at ``next_offset`` shows everything that is kept, once, and ends at ``total``.
+    """
     start = max(0, total + offset) if offset < 0 else min(offset, total)
-    limit = max(limit, 4)  # one character at least, or a reader would never get on
+    room = max(limit, 4)  # one character at least, or a reader would never get on
+    first = end = total  # when nothing from ``start`` on is kept
     parts: list[bytes] = []
-    first = end = start
     for at, data in chunks:
-        if at + len(data) <= start:
-            continue
-        if parts and at != end:
-            break  # a gap: what was dropped in between is not to be read as adjacent
+        if parts and (at != end or not room):
+            break  # after a gap: what was dropped in between is not to be read as adjacent
         skip = _align(data, max(0, start - at)) if not parts else 0
+        if skip >= len(data):
+            continue
         if not parts:
-            first = end = at + skip
-        piece = data[skip:]
-        room = limit - (end - first)
-        if len(piece) > room:
-            piece = piece[: _align_down(piece, room)]
-            parts.append(piece)
-            end += len(piece)
-            break
+            first = at + skip
+        piece = data[skip : _align_down(data, skip + room)]
         parts.append(piece)
-        end += len(piece)
-    text = b"".join(parts).decode(errors="replace")
-    if not parts:
-        first = end = total if start >= total or kept == 0 else start
-    return OutputPage(text, first, end, total, total - kept)
+        room -= len(piece)
+        end = at + skip + len(piece)
+        if skip + len(piece) < len(data):
+            break
+    return OutputPage(b"".join(parts).decode(errors="replace"), first, end, total, total - kept)
 
 
 def _align(data: bytes, at: int) -> int:
@@ -68,6 +60,9 @@ def _align(data: bytes, at: int) -> int:
 
 
 def _align_down(data: bytes, at: int) -> int:
-    while at > 0 and data[at] & 0xC0 == 0x80:
-        at -= 1
-    return at
+    if at >= len(data):
+        return len(data)
+    for start in range(at, max(-1, at - 4), -1):  # a character has four bytes at most
+        if data[start] & 0xC0 != 0x80:
+            return start
+    return at  # damaged text is cut anywhere, or a reader would never get on

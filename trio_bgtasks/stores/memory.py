@@ -6,12 +6,15 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
+from operator import itemgetter
+from typing import Any
 
 import attrs
 import trio
 
-from .._errors import CorruptRecord, Refused
-from .._json import copy_json, new_id
+from .._errors import InvalidValue, StoreClosed
+from .._json import NotJson, clone_json, copy_json, new_id
 from .._lifecycle import (
     Event,
     Facts,
@@ -23,22 +26,38 @@ from .._lifecycle import (
     ends_attempt,
     journal_entry,
 )
-from .._records import JournalEntry, Notice, OutputPage, TaskRecord, TaskStatus
+from .._records import JournalEntry, Notice, OutputPage, TaskRecord, TaskStatus, TaskSummary
 from ._output import new_chunks, output_page
 from ._protocol import PAGE, ExecutorHandle, LeaseTerms, RecordPage, SweepReport
 
-_ANY_SIZE = 1 << 62
+_ANY_SIZE = 1 << 62  # sizes are bounded where values are given
 
 
-@attrs.define
+@attrs.define(eq=False)
 class _Executor:
     """A simulated machine: alive while its lease has not run out on Trio's clock."""
 
     executor_id: str
     expires_at: float
     fenced: bool = False
+    crashed: bool = False
     lost: trio.Event = attrs.field(factory=trio.Event)
     lock_fds: tuple[int, ...] = ()
+    renewal: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+    async def renew(self, terms: LeaseTerms) -> None:
+        """Renew the lease until ``renewal`` is cancelled, or it is too late to do so."""
+        self.renewal.shield = True  # a shutdown that is under way still needs the lease
+        with self.renewal:
+            while trio.current_time() < self.expires_at:
+                self.expires_at = trio.current_time() + terms.lease_s
+                await trio.sleep(terms.renew_s)
+            self.lost.set()
+
+    def fence(self) -> None:
+        """Nothing of this executor is taken from now on."""
+        self.fenced = True
+        self.renewal.cancel()
 
 
 @attrs.define
@@ -80,10 +99,17 @@ class MemoryTaskStore:
 
     def _apply(self, task_id: str, event: Event) -> TaskRecord:
         before = self._records.get(task_id)
+        self._check_machine(event)
         after = apply(task_id, before, event, self._facts(task_id, event))
         if after is not before:
+            after = _checked(after, self._seq + 1 if before is None else after.seq)
             self._save(before, event, after)
-        return _private(self._records[task_id])
+        return _private(after)
+
+    def _check_machine(self, event: Event) -> None:
+        executor = self._executors.get(getattr(event, "executor_id", ""))
+        if executor is not None and executor.crashed and not isinstance(event, Orphaned):
+            raise StoreClosed(f"the machine of executor {executor.executor_id} crashed")
 
     def _facts(self, task_id: str, event: Event) -> Facts:
         executor_id = getattr(event, "executor_id", None)
@@ -95,21 +121,20 @@ class MemoryTaskStore:
             executor_fenced=fenced,
             id_used=task_id in self._used_ids,
             key_used_by=None if key is None else self._keys.get((event.owner_thread_id, key)),
-            parent_cancelled=parent is not None and parent.cancel_requested_at_ms is not None,
+            parent_cancelled=parent is not None and parent.cancel_accepted,
         )
 
     def _save(self, before: TaskRecord | None, event: Event, after: TaskRecord) -> None:
         task_id = after.task_id
         if before is None:
-            self._seq += 1
-            after = attrs.evolve(after, seq=self._seq)
+            self._seq = after.seq
             self._index(after)
         self._reindex_executor(before, after)
         if isinstance(event, OutputAppended):
             self._append(before, task_id, event.offset, event.text, event.keep_bytes)
         elif isinstance(event, Finished) and event.output:
             self._append(before, task_id, event.output_offset, event.output, event.keep_bytes)
-        self._records[task_id] = _private(after)
+        self._records[task_id] = after
         entry = journal_entry(before, event, after)
         if entry is not None:
             self._journal.setdefault(task_id, []).append(entry)
@@ -183,7 +208,7 @@ class MemoryTaskStore:
         return _page(self._rows(self._by_parent.get(task_id, []), after), limit)
 
     def _rows(self, index: list[tuple[int, str]], after: int) -> Iterator[TaskRecord]:
-        for i in range(bisect_right(index, (after, "\U0010ffff")), len(index)):
+        for i in range(bisect_right(index, after, key=itemgetter(0)), len(index)):
             yield self._records[index[i][1]]
 
     async def history(self, task_id: str) -> list[JournalEntry]:
@@ -207,8 +232,8 @@ class MemoryTaskStore:
         """See `TaskStore.notices`."""
         waiting = self._notices.get(owner_thread_id, {})
         return [
-            attrs.evolve(notice, summary=_private_summary(notice))
-            for notice, _ in zip(waiting.values(), range(limit), strict=False)
+            attrs.evolve(notice, summary=_private_summary(notice.summary))
+            for notice in islice(waiting.values(), limit)
         ]
 
     async def acknowledge(self, owner_thread_id: str, notice_ids: Sequence[int]) -> None:
@@ -280,20 +305,31 @@ class MemoryTaskStore:
         """See `TaskStore.executor`."""
         executor = _Executor(new_id("ex_"), trio.current_time() + terms.lease_s)
         self._executors[executor.executor_id] = executor
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._renew, executor, terms)
-            try:
-                yield executor
-            finally:
-                executor.fenced = True
-                nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(executor.renew, terms, name=f"lease of {executor.executor_id}")
+                try:
+                    yield executor
+                finally:
+                    executor.renewal.cancel()
+                    if not executor.crashed:
+                        executor.fence()
+        except BaseExceptionGroup as group:
+            (error,) = group.exceptions  # the block's own: a renewal does not fail
+            raise error from error.__cause__
 
-    async def _renew(self, executor: _Executor, terms: LeaseTerms) -> None:
-        # Shielded: the manager's own shutdown still needs the lease; leaving executor() ends it.
-        while not executor.fenced and trio.current_time() < executor.expires_at:
-            executor.expires_at = trio.current_time() + terms.lease_s
-            await trio.sleep(terms.renew_s)
-        executor.lost.set()
+    def crash(self, executor_id: str) -> None:
+        """Simulate the sudden end of a machine: nothing that it writes arrives any more.
+
+        It does not say goodbye: its lease just runs out, on Trio's clock. To be cancelled by the
+        caller: what still runs in its manager.
+
+        Raises:
+            KeyError: no such executor, or it has retired.
+        """
+        executor = self._executors[executor_id]
+        executor.crashed = True
+        executor.renewal.cancel()
 
     async def sweep(
         self, executor_id: str, at_ms: int, *, suspect: str | None = None
@@ -305,20 +341,18 @@ class MemoryTaskStore:
         for name in suspects:
             executor = self._executors.get(name)
             if executor is not None and not executor.fenced and executor.expires_at <= now:
-                executor.fenced = True
+                executor.fence()
                 executor.lost.set()
                 fenced.append(name)
-        ended, corrupt = self._end_orphans(suspect, at_ms)
+        ended = self._end_orphans(suspect, at_ms)
         for name in suspects:
             if self._is_fenced(name) and name not in self._by_executor:
                 self._executors.pop(name, None)
         own = {} if suspect is not None else self._by_executor.get(executor_id, {})
         running = [(task_id, self._records[task_id].attempt) for task_id in own]
-        return SweepReport(fenced, ended, corrupt, running)
+        return SweepReport(fenced, ended, own_running=running)
 
-    def _end_orphans(
-        self, suspect: str | None, at_ms: int
-    ) -> tuple[list[tuple[str, str]], list[CorruptRecord]]:
+    def _end_orphans(self, suspect: str | None, at_ms: int) -> list[tuple[str, str]]:
         names = [suspect] if suspect is not None else list(self._by_executor)
         ended: list[tuple[str, str]] = []
         for name in names:
@@ -328,7 +362,7 @@ class MemoryTaskStore:
                 record = self._records[task_id]
                 self._apply(task_id, Orphaned(at_ms, name, record.attempt))
                 ended.append((task_id, record.owner_thread_id))
-        return ended, []
+        return ended
 
     async def cancel_marks(self, executor_id: str) -> list[str]:
         """See `TaskStore.cancel_marks`."""
@@ -348,23 +382,37 @@ def _page(rows: Iterator[TaskRecord], limit: int) -> RecordPage:
     return RecordPage(records)
 
 
-def _private(record: TaskRecord) -> TaskRecord:
-    """Return the record with JSON of its own, so that nobody shares what can be changed."""
-    if record.args or record.metadata or record.result or record.checkpoint:
+def _checked(record: TaskRecord, seq: int) -> TaskRecord:
+    """Return the record to be stored; what a caller gave is copied, so that nobody can change it."""
+    try:
         return attrs.evolve(
             record,
-            args=copy_json(record.args, max_bytes=_ANY_SIZE),
-            metadata=copy_json(record.metadata, max_bytes=_ANY_SIZE),
-            result=copy_json(record.result, max_bytes=_ANY_SIZE),
-            checkpoint=copy_json(record.checkpoint, max_bytes=_ANY_SIZE),
+            seq=seq,
+            args=_checked_json(record.args),
+            metadata=_checked_json(record.metadata),
+            result=_checked_json(record.result),
+            checkpoint=_checked_json(record.checkpoint),
         )
-    return record
+    except NotJson as error:
+        raise InvalidValue(f"task '{record.task_id}' cannot be stored: {error}") from None
 
 
-def _private_summary(notice: Notice):  # noqa: ANN202
-    summary = notice.summary
+def _checked_json(value: Any) -> Any:
+    return copy_json(value, max_bytes=_ANY_SIZE)
+
+
+def _private(record: TaskRecord) -> TaskRecord:
+    """Return the record with JSON of its own, so that its owner may change what it was handed."""
     return attrs.evolve(
-        summary,
-        result=copy_json(summary.result, max_bytes=_ANY_SIZE),
-        metadata=copy_json(summary.metadata, max_bytes=_ANY_SIZE),
+        record,
+        args=clone_json(record.args),
+        metadata=clone_json(record.metadata),
+        result=clone_json(record.result),
+        checkpoint=clone_json(record.checkpoint),
+    )
+
+
+def _private_summary(summary: TaskSummary) -> TaskSummary:
+    return attrs.evolve(
+        summary, result=clone_json(summary.result), metadata=clone_json(summary.metadata)
     )
