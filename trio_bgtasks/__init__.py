@@ -1,1 +1,72 @@
-"""Agent tools in the background, under Trio: never lost, doubled or leaked."""
+"""Agent tools in the background, under Trio: never lost, doubled or leaked.
+
+Data flows one way: a surface (a wrapped tool, the task tools, the prompt, the command) calls the
+`BackgroundTaskManager`; the manager changes a task only through ``TaskStore.apply``; every store
+asks the one pure function ``_lifecycle.apply`` whether that may happen.
+"""
+
+# Errors
+from ._errors import CorruptRecord as CorruptRecord
+from ._errors import ExecutorAlive as ExecutorAlive
+from ._errors import ExecutorFenced as ExecutorFenced
+from ._errors import IdempotencyKeyUsed as IdempotencyKeyUsed
+from ._errors import InvalidValue as InvalidValue
+from ._errors import ManagerClosed as ManagerClosed
+from ._errors import ParentCancelled as ParentCancelled
+from ._errors import Refused as Refused
+from ._errors import SchemaTooNew as SchemaTooNew
+from ._errors import StaleAttempt as StaleAttempt
+from ._errors import StoreBusy as StoreBusy
+from ._errors import StoreClosed as StoreClosed
+from ._errors import TaskError as TaskError
+from ._errors import TaskExists as TaskExists
+from ._errors import TaskNotResumable as TaskNotResumable
+from ._errors import TaskNotRunning as TaskNotRunning
+from ._errors import TaskNotStopped as TaskNotStopped
+from ._errors import TaskStoreError as TaskStoreError
+from ._errors import UnknownTask as UnknownTask
+
+# Background execution
+from ._execution import BackgroundExecution as BackgroundExecution
+from ._execution import current_execution as current_execution
+
+# Lifecycle: events, and the function that decides
+from ._lifecycle import AttemptStarted as AttemptStarted
+from ._lifecycle import CancelRequested as CancelRequested
+from ._lifecycle import CheckpointSaved as CheckpointSaved
+from ._lifecycle import Event as Event
+from ._lifecycle import Facts as Facts
+from ._lifecycle import Finished as Finished
+from ._lifecycle import Orphaned as Orphaned
+from ._lifecycle import OutputAppended as OutputAppended
+from ._lifecycle import ProgressReported as ProgressReported
+from ._lifecycle import Registered as Registered
+from ._lifecycle import apply as apply
+
+# Runtime
+from ._manager import BackgroundTaskManager as BackgroundTaskManager
+from ._manager import open_task_manager as open_task_manager
+
+# Records
+from ._records import Cancelled as Cancelled
+from ._records import ExternalRef as ExternalRef
+from ._records import Failed as Failed
+from ._records import JournalEntry as JournalEntry
+from ._records import OutputPage as OutputPage
+from ._records import Progress as Progress
+from ._records import Stopped as Stopped
+from ._records import Success as Success
+from ._records import TaskRecord as TaskRecord
+from ._records import TaskResult as TaskResult
+from ._records import TaskStatus as TaskStatus
+from ._records import TaskSummary as TaskSummary
+from ._records import ThreadMessageRef as ThreadMessageRef
+from ._requests import CancelledTree as CancelledTree
+from ._requests import ManagerConfig as ManagerConfig
+from ._requests import ManagerStatistics as ManagerStatistics
+from ._requests import StartRequest as StartRequest
+
+# Stores
+from .stores import LeaseTerms as LeaseTerms
+from .stores import MemoryTaskStore as MemoryTaskStore
+from .stores import TaskStore as TaskStore

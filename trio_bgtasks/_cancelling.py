@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 
-import attrs
-
-from ._errors import Refused, TaskError, TaskNotRunning
+from ._errors import Refused, TaskError, TaskNotRunning, TaskStoreError
 from ._hints import Hints
 from ._lifecycle import CancelRequested
-from ._records import TaskRecord, TaskStatus, TaskSummary
+from ._records import TaskRecord, TaskSummary
 from ._requests import CancelledTree, ManagerConfig
 from ._slots import Slot
 from .stores import TaskStore
@@ -70,38 +68,33 @@ class Canceller:
 
         Raises:
             TaskNotRunning: nothing in the tree runs or is stopped.
+            TaskStoreError: some mark could not be stored; all others were.
         """
-        done: dict[str, TaskSummary] = {}
-        others = 0
+        own: list[TaskSummary] = []
+        done: set[str] = set()
+        failure: TaskStoreError | None = None
         while True:
-            found = False
+            before = len(done)
             async for record in self._walk(root):
                 if record.task_id in done or record.status.is_terminal:
                     continue
-                if record.status is TaskStatus.STOPPED or self._needs_cancel(record):
-                    try:
-                        summary = await self.cancel(record)
-                    except TaskNotRunning:
-                        continue  # it ended just now
-                    found = True
-                else:
-                    summary = self._summary(record)
-                done[record.task_id] = summary
-                others += record.owner_thread_id != root.owner_thread_id
-                if record.owner_thread_id != root.owner_thread_id:
-                    done[record.task_id] = attrs.evolve(summary, task_id="")
-            if not found:
+                try:
+                    summary = await self.cancel(record)
+                except Refused:
+                    continue  # it ended just now
+                except TaskStoreError as error:
+                    failure = error
+                    continue
+                done.add(record.task_id)
+                if record.owner_thread_id == root.owner_thread_id:
+                    own.append(summary)
+            if len(done) == before:
                 break
+        if failure is not None:
+            raise failure
         if not done:
             raise TaskNotRunning(root.task_id, root.status)
-        return CancelledTree([summary for summary in done.values() if summary.task_id], others)
-
-    def _needs_cancel(self, record: TaskRecord) -> bool:
-        return record.status is TaskStatus.RUNNING
-
-    def _summary(self, record: TaskRecord) -> TaskSummary:
-        slot = self._slots.get(record.task_id)
-        return record.summary() if slot is None else slot.summary(record)
+        return CancelledTree(own, len(done) - len(own))
 
     async def _walk(self, root: TaskRecord) -> AsyncIterator[TaskRecord]:
         """Yield the tree top down, whoever owns it; through ended tasks; cycles allowed for."""

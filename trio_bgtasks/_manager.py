@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from typing import Any, final
+from types import TracebackType
+from typing import final
 
-import attrs
 import trio
 
+from ._cancelling import Canceller
 from ._errors import (
-    ExecutorFenced,
     IdempotencyKeyUsed,
-    InvalidValue,
     ManagerClosed,
-    Refused,
-    StoreBusy,
-    TaskExists,
-    TaskNotRunning,
-    TaskNotStopped,
     TaskStoreError,
     UnknownTask,
 )
-from ._execution import ambient, around
+from ._execution import ambient
 from ._hints import Hints, Subscription
-from ._json import JsonObject, check_id, new_id, shorten
-from ._lifecycle import AttemptStarted, CancelRequested, Registered
+from ._json import JsonObject, check_id
 from ._liveness import Liveness
 from ._outcome import leaves
 from ._records import (
+    Cancelled,
     JournalEntry,
     Notice,
     OutputPage,
@@ -40,7 +34,638 @@ from ._records import (
     TaskSummary,
 )
 from ._requests import CancelledTree, ManagerConfig, ManagerStatistics, StartRequest
-from ._supervision import Body, OwnerNursery, Slot, Supervisor
+from ._slots import Slot
+from ._starting import Starter
+from ._supervision import Body, Supervisor
 from .stores import MemoryTaskStore, TaskStore
 
 log = logging.getLogger("trio_bgtasks.manager")
+
+_PAGE_BYTES = 64 << 10
+_NOTICES = 100
+
+
+@final
+class BackgroundTaskManager:
+    """The runtime of one process: starts, supervises, cancels and answers for tasks.
+
+    Opened by `open_task_manager`, valid until that context ends. Owners see their own tasks only:
+    for another owner's id every method answers as for an unknown one. Every public call checkpoints
+    once, at its start; cancelled there, it was not applied.
+    """
+
+    def __init__(self, store: TaskStore, config: ManagerConfig) -> None:
+        self._store = store
+        self._config = config
+        self._hints = Hints()
+        self._supervisor = Supervisor(store, config, self._hints)
+        self._slots = self._supervisor.slots
+        self._liveness = Liveness(store, config, self._slots, self._hints)
+        self._starter = Starter(store, config, self._supervisor, self._liveness)
+        self._canceller = Canceller(store, config, self._slots, self._hints)
+        self._handed_out: set[int] = set()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._supervisor.closing else "open"
+        return f"<BackgroundTaskManager {state}, {len(self._slots)} live tasks>"
+
+    # ---- starting -----------------------------------------------------------------------------
+
+    async def start(self, request: StartRequest, body: Body) -> TaskSummary:
+        """Start ``body(execution, cancel_scope)`` in the background; return once that is stored.
+
+        The body runs in the owner's nursery, whatever becomes of the caller. An idempotency key that
+        this owner used for the same ``task_type`` starts nothing: the summary of that task is
+        returned (its id tells).
+
+        Raises:
+            Refused: the record does not allow it (`TaskExists`, `ParentCancelled`,
+                `IdempotencyKeyUsed` for another type, `TaskNotStopped` and others for a resume).
+            ManagerClosed: the manager or the owner is closing.
+            TaskStoreError: the start could not be stored; the body does not run.
+        """
+        return await self._start(request, body, None)
+
+    async def _start(
+        self, request: StartRequest, body: Body, scope: trio.CancelScope | None
+    ) -> TaskSummary:
+        await trio.lowlevel.checkpoint()
+        supervisor = self._supervisor
+        supervisor.check_open(request.owner_thread_id)
+        owner = await supervisor.hold(request.owner_thread_id)
+        try:
+            slot = await self._starter.admit(request, background=True, scope=scope)
+        except IdempotencyKeyUsed as used:
+            supervisor.unhold(owner)
+            return (await self._recalled(request.task_type, used)).summary()
+        except BaseException:
+            supervisor.unhold(owner)
+            raise
+        assert owner.nursery is not None
+        assert slot.record is not None
+        name = f"trio_bgtasks task {slot.task_id}"
+        owner.nursery.start_soon(supervisor.run_background, slot, owner, body, name=name)
+        self._hints.changed(slot.owner_thread_id, slot.task_id, wake=False)
+        return slot.summary(slot.record)
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self, request: StartRequest, body: Body) -> TaskResult:
+        """Run ``body(execution, cancel_scope)`` in the caller's task; return how it ended.
+
+        Live, listed and cancellable like a background attempt. An exception of the body is raised
+        again after it was recorded; the caller's own cancellation passes through, the task is then
+        stopped. See `persistence_error` for an end that is not stored yet.
+
+        Raises:
+            Refused: the record does not allow it (see `start`); `IdempotencyKeyUsed` also for the
+                same type.
+            ManagerClosed: the manager or the owner is closing.
+            TaskStoreError: the start could not be stored; the body did not run.
+        """
+        await trio.lowlevel.checkpoint()
+        self._supervisor.check_open(request.owner_thread_id)
+        slot = await self._starter.admit(request, background=False, scope=None)
+        end, outcome = await self._supervisor.run_attempt(slot, body)
+        if "caller" in slot.reasons:
+            await trio.lowlevel.checkpoint()  # raises the caller's own Cancelled
+        if end.raised is not None and not slot.reasons:
+            raise end.raised
+        if outcome is None:
+            return Stopped("The lease was lost; another executor owns the task")
+        record = slot.record
+        if record is not None and record.status is TaskStatus.CANCELLED:
+            return Cancelled()
+        return outcome
+
+    async def spawn(
+        self,
+        owner_thread_id: str,
+        task_type: str,
+        description: str,
+        body: Callable[[trio.CancelScope], Awaitable[TaskResult]],
+        *,
+        task_id: str | None = None,
+        parent_task_id: str | None = None,
+        metadata: JsonObject | None = None,
+        cancel_scope: trio.CancelScope | None = None,
+    ) -> str:
+        """Start ``body(cancel_scope)`` in the background; return its task id. Never resumable.
+
+        ``cancel_scope``: a scope of the caller's to run it in; cancelling it is a cancel. Raises as
+        `start` does.
+        """
+        request = StartRequest(
+            owner_thread_id=owner_thread_id,
+            task_type=task_type,
+            description=description,
+            task_id=task_id,
+            parent_task_id=parent_task_id,
+            metadata={} if metadata is None else metadata,
+        )
+        summary = await self._start(request, lambda _, scope: body(scope), cancel_scope)
+        return summary.task_id
+
+    async def recall(
+        self, owner_thread_id: str, task_type: str, idempotency_key: str
+    ) -> TaskRecord | None:
+        """Return the task that this owner's key started; None when the key is new.
+
+        Raises:
+            IdempotencyKeyUsed: by a task of another type.
+            TaskStoreError: the store failed.
+        """
+        check_id(owner_thread_id, "owner_thread_id")
+        check_id(idempotency_key, "idempotency_key")
+        await trio.lowlevel.checkpoint()
+        record = await self._store.load_by_key(owner_thread_id, idempotency_key)
+        if record is None:
+            return None
+        if record.task_type != task_type:
+            raise IdempotencyKeyUsed(record.task_id, idempotency_key)
+        return await self._settled(owner_thread_id, record.task_id)
+
+    async def _recalled(self, task_type: str, used: IdempotencyKeyUsed) -> TaskRecord:
+        record = await self._store.load(used.task_id)
+        if record is None or record.task_type != task_type:
+            raise used
+        return record
+
+    # ---- cancelling ---------------------------------------------------------------------------
+
+    async def cancel(self, owner_thread_id: str, task_id: str) -> TaskSummary:
+        """Cancel one task, running or stopped, in whatever process; return how it stands.
+
+        When it returns, the cancel is accepted: the task ends cancelled, also across a crash, and
+        is never resumed. If the mark could not be stored and the task runs here, it is cancelled
+        all the same and ``persistence_error`` says so.
+
+        Raises:
+            UnknownTask: this owner has no such task.
+            TaskNotRunning: it has ended.
+            TaskStoreError: the mark could not be stored and the task does not run here.
+        """
+        return await self._canceller.cancel(await self._root(owner_thread_id, task_id))
+
+    async def cancel_tree(self, owner_thread_id: str, task_id: str) -> CancelledTree:
+        """Cancel a task of this owner and everything below it, whoever owns that.
+
+        Raises as `cancel` does; `TaskNotRunning` when nothing in the tree runs or is stopped.
+        """
+        return await self._canceller.cancel_tree(await self._root(owner_thread_id, task_id))
+
+    async def _root(self, owner_thread_id: str, task_id: str) -> TaskRecord:
+        await self._enter(owner_thread_id, task_id)
+        try:
+            record = await self._settled(owner_thread_id, task_id)
+        except Exception:
+            # What is live here can be cancelled without the store.
+            slot = self._own_slot(owner_thread_id, task_id)
+            if slot is None or slot.record is None:
+                raise
+            return slot.record
+        return self._known(task_id, record)
+
+    async def close_owner(self, owner_thread_id: str) -> None:
+        """End every attempt of the owner as stopped; return when that is stored.
+
+        Meanwhile nothing can be started for the owner; afterwards it may start again.
+
+        Raises:
+            RuntimeError: called from within a task that it would wait for.
+        """
+        check_id(owner_thread_id, "owner_thread_id")
+        await trio.lowlevel.checkpoint()
+        around = ambient(self._supervisor)
+        if around is not None and self._waits_for_caller(
+            lambda slot: slot.owner_thread_id == owner_thread_id
+        ):
+            raise RuntimeError("close_owner() would wait for the task that calls it")
+        closing = self._supervisor.closing_owners
+        closing.add(owner_thread_id)
+        try:
+            mine = self._supervisor.of_owner(owner_thread_id)
+            for slot in mine:
+                slot.stop("owner_close")
+            for slot in mine:
+                await slot.freed.wait()
+        finally:
+            closing.discard(owner_thread_id)
+
+    def _waits_for_caller(self, concerns: Callable[[Slot], bool]) -> bool:
+        around = ambient(self._supervisor)
+        slot = None if around is None else self._slots.get(around.task_id)
+        if slot is None:
+            return False
+        above = (self._slots.get(task_id) for task_id in slot.lineage)
+        return concerns(slot) or any(concerns(s) for s in above if s is not None)
+
+    # ---- looking ------------------------------------------------------------------------------
+
+    async def get(self, owner_thread_id: str, task_id: str) -> TaskSummary | None:
+        """Return how a task stands, None when this owner has no such task.
+
+        Durable truth: what it says survives ``kill -9``. While an end is not stored, it goes on
+        saying running, with ``persistence_error``; so it does for a live task when the store fails.
+
+        Raises:
+            TaskStoreError: the store failed and the task is not live here.
+        """
+        await self._enter(owner_thread_id, task_id)
+        try:
+            record = await self._settled(owner_thread_id, task_id)
+        except Exception as error:
+            slot = self._own_slot(owner_thread_id, task_id)
+            if slot is None or slot.record is None:
+                raise
+            return _unread(slot, slot.record, error)
+        return None if record is None else self._summary(record)
+
+    async def record(self, owner_thread_id: str, task_id: str) -> TaskRecord | None:
+        """Return the whole record, None when this owner has no such task. Raises as `get` does."""
+        await self._enter(owner_thread_id, task_id)
+        return await self._settled(owner_thread_id, task_id)
+
+    def live(self, owner_thread_id: str) -> list[TaskSummary]:
+        """Return what is live here of this owner, without asking the store."""
+        return [
+            slot.summary(slot.record)
+            for slot in self._supervisor.of_owner(owner_thread_id)
+            if slot.record is not None
+        ]
+
+    def persistence_error(self, owner_thread_id: str, task_id: str) -> str | None:
+        """Return why the end, or the cancel mark, of a task is not stored yet; None if it is."""
+        slot = self._own_slot(owner_thread_id, task_id)
+        return None if slot is None else slot.persistence_error
+
+    def current_task_id(self) -> str | None:
+        """Return the task whose live attempt makes this call, None outside any."""
+        execution = ambient(self._supervisor)
+        return None if execution is None else execution.task_id
+
+    async def list_tasks(
+        self,
+        owner_thread_id: str,
+        *,
+        status: TaskStatus | None = None,
+        task_type: str | None = None,
+    ) -> list[TaskSummary]:
+        """Return the owner's tasks in order of creation. A corrupt record is left out and logged."""
+        check_id(owner_thread_id, "owner_thread_id")
+        status = None if status is None else TaskStatus(status)
+        await trio.lowlevel.checkpoint()
+        if await self._settle_owner(owner_thread_id):
+            log.info("orphans of owner %s were settled", owner_thread_id)
+        records = await self._list(owner_thread_id, status, task_type)
+        return [self._summary(record) for record in records]
+
+    async def _settle_owner(self, owner_thread_id: str) -> bool:
+        """Look after every foreign executor that runs tasks of this owner; True if one was dead."""
+        running = await self._list(owner_thread_id, TaskStatus.RUNNING, None)
+        foreign = {record.executor_id: record for record in running}
+        settled = [await self._liveness.settle(record) for record in foreign.values()]
+        return any(settled)
+
+    async def _list(
+        self, owner_thread_id: str, status: TaskStatus | None, task_type: str | None
+    ) -> list[TaskRecord]:
+        records: list[TaskRecord] = []
+        after: int | None = 0
+        while after is not None:
+            page = await self._store.list_owner(
+                owner_thread_id, after=after, status=status, task_type=task_type
+            )
+            records += page.records
+            for error in page.corrupt:
+                log.error("left out of a list: %s", error, extra={"task_id": error.task_id})
+            after = page.next_after
+        return records
+
+    async def has_running_tasks(self, owner_thread_id: str) -> bool:
+        """Tell whether any task of the owner runs, in whatever process."""
+        check_id(owner_thread_id, "owner_thread_id")
+        await trio.lowlevel.checkpoint()
+        if self._supervisor.of_owner(owner_thread_id):
+            return True
+        await self._settle_owner(owner_thread_id)
+        return bool(await self._list(owner_thread_id, TaskStatus.RUNNING, None))
+
+    async def output(
+        self, owner_thread_id: str, task_id: str, *, offset: int = 0, limit: int | None = None
+    ) -> OutputPage:
+        """Return a page of the task's output log from byte ``offset`` (negative: from the end).
+
+        ``limit``: about how many bytes; None: 64 KiB.
+
+        Raises:
+            UnknownTask: this owner has no such task.
+            TaskStoreError: the store failed.
+        """
+        _check_int(offset, "offset")
+        if limit is not None and _check_int(limit, "limit") < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
+        await self._enter(owner_thread_id, task_id)
+        self._known(task_id, await self._settled(owner_thread_id, task_id))
+        size = _PAGE_BYTES if limit is None else limit
+        return await self._store.read_output(task_id, offset=offset, limit=size)
+
+    async def history(self, owner_thread_id: str, task_id: str) -> list[JournalEntry]:
+        """Return the task's journal, oldest first. Raises as `output` does."""
+        await self._enter(owner_thread_id, task_id)
+        self._known(task_id, await self._settled(owner_thread_id, task_id))
+        return await self._store.history(task_id)
+
+    async def wait(self, owner_thread_id: str, task_id: str) -> TaskSummary:
+        """Wait until the task is not running, in whatever process; return how it stands then.
+
+        Bound it with a cancel scope. Tasks of this process wake it; others are polled.
+
+        Raises:
+            UnknownTask: this owner has no such task, or it was collected.
+            ManagerClosed: the manager closed first.
+            RuntimeError: called from within the task or one below it.
+            TaskStoreError: the store failed and the task is not live here.
+        """
+        await self._enter(owner_thread_id, task_id)
+        if self._waits_for_caller(lambda slot: slot.task_id == task_id):
+            raise RuntimeError("wait() would wait for the task that calls it")
+        with self._hints.watch(task_id) as watch:
+            while True:
+                changed = watch.event
+                if self._own_slot(owner_thread_id, task_id) is None:
+                    record = self._known(task_id, await self._settled(owner_thread_id, task_id))
+                    if record.status is not TaskStatus.RUNNING:
+                        return self._summary(record)
+                if self._hints.closed:
+                    raise ManagerClosed("the task manager is closed")
+                poll_s = float("inf") if task_id in self._slots else self._config.poll_s
+                with trio.move_on_after(poll_s):
+                    await changed.wait()
+
+    # ---- announcing ---------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def notices(self, owner_thread_id: str) -> AsyncGenerator[list[TaskSummary], None]:
+        """Give the announcements of ended attempts, each as its attempt ended, oldest first.
+
+        They are acknowledged, for ever, when the block succeeds; if it raises, they come again. At
+        most 100 at a time. What one block holds no other block of this manager is given.
+
+        Raises:
+            TaskStoreError: they could not be read, or not acknowledged: then they come again.
+        """
+        check_id(owner_thread_id, "owner_thread_id")
+        await trio.lowlevel.checkpoint()
+        notices = await self._store.notices(
+            owner_thread_id, limit=_NOTICES + len(self._handed_out)
+        )
+        mine = [n for n in notices if n.notice_id not in self._handed_out][:_NOTICES]
+        with self._hand_out(mine) as ids:
+            yield [notice.summary for notice in mine]
+            if ids:
+                with trio.CancelScope(shield=True) as shield:
+                    shield.deadline = trio.current_time() + self._config.write_grace_s
+                    await self._store.acknowledge(owner_thread_id, ids)
+                if shield.cancelled_caught:
+                    raise TaskStoreError("the notices could not be acknowledged in time")
+
+    @contextmanager
+    def _hand_out(self, notices: list[Notice]) -> Generator[list[int], None, None]:
+        ids = [notice.notice_id for notice in notices]
+        self._handed_out.update(ids)
+        try:
+            yield ids
+        finally:
+            self._handed_out.difference_update(ids)
+
+    async def take_notices(self, owner_thread_id: str) -> list[TaskSummary]:
+        """Return the announcements and acknowledge them at once. See `notices`."""
+        async with self.notices(owner_thread_id) as summaries:
+            return summaries
+
+    @asynccontextmanager
+    async def subscribe(self, owner_thread_id: str) -> AsyncGenerator[Subscription, None]:
+        """Give a channel of ids of the owner's tasks about which something changed here.
+
+        A hint to look, never the truth: coalesced per task, bounded, never waited for. The channel
+        ends when the manager closes.
+        """
+        check_id(owner_thread_id, "owner_thread_id")
+        await trio.lowlevel.checkpoint()
+        subscription = self._hints.subscribe(owner_thread_id)
+        try:
+            yield subscription
+        finally:
+            subscription.close()
+
+    # ---- housekeeping -------------------------------------------------------------------------
+
+    async def gc_terminal(self, owner_thread_id: str, *, older_than_s: float = 0) -> int:
+        """Delete the owner's ended records without a running descendant; return how many.
+
+        A stopped record that may be resumed has not ended. Notices survive, ids and keys stay used.
+        """
+        check_id(owner_thread_id, "owner_thread_id")
+        if isinstance(older_than_s, bool) or not isinstance(older_than_s, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"older_than_s must be seconds, not {type(older_than_s).__name__}")
+        if not 0 <= older_than_s < float("inf"):
+            raise ValueError(f"older_than_s must be finite and not negative, not {older_than_s}")
+        await trio.lowlevel.checkpoint()
+        before = self._config.clock_ms() - int(older_than_s * 1000)
+        count = 0
+        while gone := await self._store.collect(owner_thread_id, ended_before_ms=before):
+            count += len(gone)
+            for task_id in gone:
+                self._hints.changed(owner_thread_id, task_id)
+        return count
+
+    async def find(self, task_id: str) -> TaskRecord | None:
+        """Return a task of whatever owner: for the host, never for a model."""
+        check_id(task_id, "task_id")
+        await trio.lowlevel.checkpoint()
+        return await self._settled(None, task_id)
+
+    async def owners(self) -> list[str]:
+        """Return every owner that has tasks: for the host, never for a model."""
+        await trio.lowlevel.checkpoint()
+        owners: list[str] = []
+        while page := await self._store.owners(after=owners[-1] if owners else ""):
+            owners += page
+        return owners
+
+    def statistics(self) -> ManagerStatistics:
+        """Return what the manager holds at this moment."""
+        slots = self._slots.values()
+        supervisor = self._supervisor
+        return ManagerStatistics(
+            executor_id=self._liveness.executor_id,
+            owners=len(supervisor.owners),
+            starting=sum(not slot.answered.is_set() for slot in slots),
+            queued=sum(slot.queued for slot in slots),
+            background=sum(slot.running and slot.background for slot in slots),
+            foreground=sum(slot.running and not slot.background for slot in slots),
+            unsaved=sum(slot.end_error is not None for slot in slots),
+            waiters=self._hints.waiters,
+            subscribers=self._hints.subscribers,
+            started=supervisor.started,
+            finished=supervisor.finished,
+            orphans=self._liveness.orphans,
+            write_retries=supervisor.write_retries,
+        )
+
+    # ---- shared -------------------------------------------------------------------------------
+
+    async def _enter(self, owner_thread_id: str, task_id: str) -> None:
+        check_id(owner_thread_id, "owner_thread_id")
+        check_id(task_id, "task_id")
+        await trio.lowlevel.checkpoint()
+
+    def _own_slot(self, owner_thread_id: str, task_id: str) -> Slot | None:
+        slot = self._slots.get(task_id)
+        return slot if slot is not None and slot.owner_thread_id == owner_thread_id else None
+
+    async def _settled(self, owner_thread_id: str | None, task_id: str) -> TaskRecord | None:
+        """Load a task of this owner (None: of any); look after its executor if that is foreign."""
+        slot = self._slots.get(task_id)
+        if slot is not None:
+            await slot.answered.wait()
+        record = await self._store.load(task_id)
+        if record is None or owner_thread_id not in (None, record.owner_thread_id):
+            return None
+        if record.status is TaskStatus.RUNNING and await self._liveness.settle(record):
+            record = await self._store.load(task_id)
+        return record
+
+    def _known(self, task_id: str, record: TaskRecord | None) -> TaskRecord:
+        if record is None:
+            raise UnknownTask(task_id)
+        return record
+
+    def _summary(self, record: TaskRecord) -> TaskSummary:
+        slot = self._slots.get(record.task_id)
+        return record.summary() if slot is None else slot.summary(record)
+
+    # ---- opening and closing ------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _serve(self) -> AsyncGenerator[BackgroundTaskManager, None]:
+        """Run the services in a shielded task beside the block; close in order."""
+        failure: BaseException | None = None
+        closing = trio.Event()
+        with trio.CancelScope() as block:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._supervise, closing, block.cancel)
+                try:
+                    yield self
+                except BaseException as error:  # noqa: BLE001 - raised again below, as it was
+                    failure = error
+                self._begin_closing()
+                closing.set()
+        if self._supervisor.interrupted is not None:
+            raise self._supervisor.interrupted
+        if failure is not None:
+            raise failure
+        if self._supervisor.given_up:
+            ends = self._supervisor.given_up
+            lost = "; ".join(f"{task_id}: {text}" for task_id, text in ends.items())
+            raise TaskStoreError(f"closed with {len(ends)} ends not stored: {lost}")
+
+    async def _supervise(
+        self,
+        closing: trio.Event,
+        interrupt: Callable[[], object],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        over = trio.Event()
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as services:
+                await services.start(self._liveness.serve, over)
+                services.start_soon(self._liveness.sweep_for_ever)
+                services.start_soon(self._liveness.poll_for_ever)
+                services.start_soon(self._supervisor.release_idle_owners)
+                async with trio.open_nursery() as attempts:
+                    self._supervisor.open(attempts, lambda: interrupt())
+                    task_status.started()
+                    await closing.wait()
+                    await self._end_attempts()
+                over.set()
+                services.cancel_scope.cancel()
+
+    def _begin_closing(self) -> None:
+        supervisor = self._supervisor
+        supervisor.closing = True
+        supervisor.store_deadline = trio.current_time() + self._config.shutdown_grace_s
+        for slot in list(self._slots.values()):
+            slot.stop("shutdown")
+
+    async def _end_attempts(self) -> None:
+        """Wait for every attempt's end; name those that do not end, each grace period."""
+        while self._slots:
+            with trio.move_on_after(self._config.shutdown_grace_s or 1.0) as grace:
+                for slot in list(self._slots.values()):
+                    await slot.freed.wait()
+            if grace.cancelled_caught:
+                names = ", ".join(sorted(self._slots))
+                log.warning("closing still waits for the bodies of: %s", names)
+        self._supervisor.release_owners()
+        self._hints.close()
+
+
+def _unread(slot: Slot, record: TaskRecord, error: Exception) -> TaskSummary:
+    """Return what is known of a live task while the store cannot be read."""
+    unsaved = slot.persistence_error or f"not read back: {type(error).__name__}: {error}"
+    return record.summary(queued=slot.queued, persistence_error=unsaved)
+
+
+def _check_int(value: object, field: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{field} must be an integer, not {type(value).__name__}")
+    return value
+
+
+def open_task_manager(
+    store: TaskStore | None = None, *, config: ManagerConfig | None = None
+) -> AbstractAsyncContextManager[BackgroundTaskManager]:
+    """Open a manager on ``store`` (None: a new `MemoryTaskStore`) for an ``async with`` block.
+
+    Orphans of earlier runs are settled before the block begins. When it ends, every attempt is
+    cancelled and given ``shutdown_grace_s`` to clean up; afterwards no Trio task, thread or process
+    of the manager is left. An exception of the block leaves as it was raised.
+
+    Raises:
+        TaskStoreError: at the start: the store failed; at the end: it refused ends to the last, and
+            the text names those tasks.
+        RuntimeError: the block ends within an attempt of the manager itself.
+    """
+    return _Opened(
+        BackgroundTaskManager(
+            MemoryTaskStore() if store is None else store,
+            ManagerConfig() if config is None else config,
+        )
+    )
+
+
+class _Opened(AbstractAsyncContextManager[BackgroundTaskManager]):
+    """Ends the manager, unless that is asked for from within an attempt that it would wait for."""
+
+    def __init__(self, manager: BackgroundTaskManager) -> None:
+        self._manager = manager
+        self._context = manager._serve()  # pyright: ignore[reportPrivateUsage]
+
+    async def __aenter__(self) -> BackgroundTaskManager:
+        try:
+            return await self._context.__aenter__()
+        except BaseExceptionGroup as group:
+            found = leaves(group)  # pyright: ignore[reportUnknownArgumentType]
+            raise found[0] from None
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        if self._manager.current_task_id() is not None:
+            raise RuntimeError("the task manager cannot end within one of its own tasks")
+        return await self._context.__aexit__(kind, error, trace)
