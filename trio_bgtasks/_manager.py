@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import final
 
@@ -25,9 +25,9 @@ from ._outcome import leaves
 from ._records import (
     Cancelled,
     JournalEntry,
-    Notice,
     OutputPage,
     Stopped,
+    Success,
     TaskRecord,
     TaskResult,
     TaskStatus,
@@ -64,6 +64,7 @@ class BackgroundTaskManager:
         self._starter = Starter(store, config, self._supervisor, self._liveness)
         self._canceller = Canceller(store, config, self._slots, self._hints)
         self._handed_out: set[int] = set()
+        self._notices_lock = trio.Lock()
 
     def __repr__(self) -> str:
         state = "closed" if self._supervisor.closing else "open"
@@ -132,10 +133,9 @@ class BackgroundTaskManager:
             raise end.raised
         if outcome is None:
             return Stopped("The lease was lost; another executor owns the task")
-        record = slot.record
-        if record is not None and record.status is TaskStatus.CANCELLED:
-            return Cancelled()
-        return outcome
+        recorded = None if slot.record is None else slot.record.status
+        unsaved_cancel = "cancel" in slot.reasons and not isinstance(outcome, Success)
+        return Cancelled() if recorded is TaskStatus.CANCELLED or unsaved_cancel else outcome
 
     async def spawn(
         self,
@@ -416,27 +416,29 @@ class BackgroundTaskManager:
         """
         check_id(owner_thread_id, "owner_thread_id")
         await trio.lowlevel.checkpoint()
-        notices = await self._store.notices(
-            owner_thread_id, limit=_NOTICES + len(self._handed_out)
-        )
-        mine = [n for n in notices if n.notice_id not in self._handed_out][:_NOTICES]
-        with self._hand_out(mine) as ids:
+        # Reading and acknowledging exclude one another: a reader under way would otherwise hand out
+        # again what was acknowledged, and so no longer held, while it read.
+        async with self._notices_lock:
+            limit = _NOTICES + len(self._handed_out)
+            notices = await self._store.notices(owner_thread_id, limit=limit)
+            mine = [n for n in notices if n.notice_id not in self._handed_out][:_NOTICES]
+            ids = {notice.notice_id for notice in mine}
+            self._handed_out |= ids
+        try:
             yield [notice.summary for notice in mine]
             if ids:
-                with trio.CancelScope(shield=True) as shield:
-                    shield.deadline = trio.current_time() + self._config.write_grace_s
-                    await self._store.acknowledge(owner_thread_id, ids)
-                if shield.cancelled_caught:
-                    raise TaskStoreError("the notices could not be acknowledged in time")
-
-    @contextmanager
-    def _hand_out(self, notices: list[Notice]) -> Generator[list[int], None, None]:
-        ids = [notice.notice_id for notice in notices]
-        self._handed_out.update(ids)
-        try:
-            yield ids
+                await self._acknowledge(owner_thread_id, ids)
         finally:
-            self._handed_out.difference_update(ids)
+            self._handed_out -= ids
+
+    async def _acknowledge(self, owner_thread_id: str, ids: set[int]) -> None:
+        with trio.CancelScope(shield=True) as shield:
+            shield.deadline = trio.current_time() + self._config.write_grace_s
+            async with self._notices_lock:
+                await self._store.acknowledge(owner_thread_id, sorted(ids))
+                self._handed_out -= ids
+        if shield.cancelled_caught:
+            raise TaskStoreError("the notices could not be acknowledged in time")
 
     async def take_notices(self, owner_thread_id: str) -> list[TaskSummary]:
         """Return the announcements and acknowledge them at once. See `notices`."""

@@ -102,6 +102,8 @@ class Supervisor:
         """Give a hold back."""
         owner.holds -= 1
         owner.idle_since = trio.current_time()
+        if self.closing:
+            self.release_owners()
 
     async def release_idle_owners(self) -> None:
         """Release, now and then, every nursery that nobody has held for ``owner_idle_s``."""
