@@ -10,11 +10,11 @@ from typing import final
 
 import trio
 
+from ._announcing import Announcer
 from ._cancelling import Canceller
 from ._errors import (
     IdempotencyKeyUsed,
     ManagerClosed,
-    TaskStoreError,
     UnknownTask,
 )
 from ._execution import ambient
@@ -34,6 +34,7 @@ from ._records import (
     TaskSummary,
 )
 from ._requests import CancelledTree, ManagerConfig, ManagerStatistics, StartRequest
+from ._serving import Services
 from ._slots import Slot
 from ._starting import Starter
 from ._supervision import Body, Supervisor
@@ -42,7 +43,6 @@ from .stores import MemoryTaskStore, TaskStore
 log = logging.getLogger("trio_bgtasks.manager")
 
 _PAGE_BYTES = 64 << 10
-_NOTICES = 100
 
 
 @final
@@ -63,8 +63,8 @@ class BackgroundTaskManager:
         self._liveness = Liveness(store, config, self._slots, self._hints)
         self._starter = Starter(store, config, self._supervisor, self._liveness)
         self._canceller = Canceller(store, config, self._slots, self._hints)
-        self._handed_out: set[int] = set()
-        self._notices_lock = trio.Lock()
+        self._announcer = Announcer(store, config)
+        self._services = Services(config, self._supervisor, self._liveness, self._hints)
 
     def __repr__(self) -> str:
         state = "closed" if self._supervisor.closing else "open"
@@ -416,29 +416,8 @@ class BackgroundTaskManager:
         """
         check_id(owner_thread_id, "owner_thread_id")
         await trio.lowlevel.checkpoint()
-        # Reading and acknowledging exclude one another: a reader under way would otherwise hand out
-        # again what was acknowledged, and so no longer held, while it read.
-        async with self._notices_lock:
-            limit = _NOTICES + len(self._handed_out)
-            notices = await self._store.notices(owner_thread_id, limit=limit)
-            mine = [n for n in notices if n.notice_id not in self._handed_out][:_NOTICES]
-            ids = {notice.notice_id for notice in mine}
-            self._handed_out |= ids
-        try:
-            yield [notice.summary for notice in mine]
-            if ids:
-                await self._acknowledge(owner_thread_id, ids)
-        finally:
-            self._handed_out -= ids
-
-    async def _acknowledge(self, owner_thread_id: str, ids: set[int]) -> None:
-        with trio.CancelScope(shield=True) as shield:
-            shield.deadline = trio.current_time() + self._config.write_grace_s
-            async with self._notices_lock:
-                await self._store.acknowledge(owner_thread_id, sorted(ids))
-                self._handed_out -= ids
-        if shield.cancelled_caught:
-            raise TaskStoreError("the notices could not be acknowledged in time")
+        async with self._announcer.notices(owner_thread_id) as summaries:
+            yield summaries
 
     async def take_notices(self, owner_thread_id: str) -> list[TaskSummary]:
         """Return the announcements and acknowledge them at once. See `notices`."""
@@ -547,72 +526,6 @@ class BackgroundTaskManager:
         slot = self._slots.get(record.task_id)
         return record.summary() if slot is None else slot.summary(record)
 
-    # ---- opening and closing ------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def _serve(self) -> AsyncGenerator[BackgroundTaskManager, None]:
-        """Run the services in a shielded task beside the block; close in order."""
-        failure: BaseException | None = None
-        closing = trio.Event()
-        with trio.CancelScope() as block:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(self._supervise, closing, block.cancel)
-                try:
-                    yield self
-                except BaseException as error:  # noqa: BLE001 - raised again below, as it was
-                    failure = error
-                self._begin_closing()
-                closing.set()
-        if self._supervisor.interrupted is not None:
-            raise self._supervisor.interrupted
-        if failure is not None:
-            raise failure
-        if self._supervisor.given_up:
-            ends = self._supervisor.given_up
-            lost = "; ".join(f"{task_id}: {text}" for task_id, text in ends.items())
-            raise TaskStoreError(f"closed with {len(ends)} ends not stored: {lost}")
-
-    async def _supervise(
-        self,
-        closing: trio.Event,
-        interrupt: Callable[[], object],
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        over = trio.Event()
-        with trio.CancelScope(shield=True):
-            async with trio.open_nursery() as services:
-                await services.start(self._liveness.serve, over)
-                services.start_soon(self._liveness.sweep_for_ever)
-                services.start_soon(self._liveness.poll_for_ever)
-                services.start_soon(self._supervisor.release_idle_owners)
-                async with trio.open_nursery() as attempts:
-                    self._supervisor.open(attempts, lambda: interrupt())
-                    task_status.started()
-                    await closing.wait()
-                    await self._end_attempts()
-                over.set()
-                services.cancel_scope.cancel()
-
-    def _begin_closing(self) -> None:
-        supervisor = self._supervisor
-        supervisor.closing = True
-        supervisor.store_deadline = trio.current_time() + self._config.shutdown_grace_s
-        for slot in list(self._slots.values()):
-            slot.stop("shutdown")
-
-    async def _end_attempts(self) -> None:
-        """Wait for every attempt's end; name those that do not end, each grace period."""
-        while self._slots:
-            with trio.move_on_after(self._config.shutdown_grace_s or 1.0) as grace:
-                for slot in list(self._slots.values()):
-                    await slot.freed.wait()
-            if grace.cancelled_caught:
-                names = ", ".join(sorted(self._slots))
-                log.warning("closing still waits for the bodies of: %s", names)
-        self._supervisor.release_owners()
-        self._hints.close()
-
 
 def _unread(slot: Slot, record: TaskRecord, error: Exception) -> TaskSummary:
     """Return what is known of a live task while the store cannot be read."""
@@ -653,14 +566,15 @@ class _Opened(AbstractAsyncContextManager[BackgroundTaskManager]):
 
     def __init__(self, manager: BackgroundTaskManager) -> None:
         self._manager = manager
-        self._context = manager._serve()  # pyright: ignore[reportPrivateUsage]
+        self._context = manager._services.serve()  # pyright: ignore[reportPrivateUsage]
 
     async def __aenter__(self) -> BackgroundTaskManager:
         try:
-            return await self._context.__aenter__()
+            await self._context.__aenter__()
         except BaseExceptionGroup as group:
             found = leaves(group)  # pyright: ignore[reportUnknownArgumentType]
             raise found[0] from None
+        return self._manager
 
     async def __aexit__(
         self,

@@ -1,0 +1,52 @@
+"""Notices: handed out to one block at a time, acknowledged when it succeeds."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import trio
+
+from ._errors import TaskStoreError
+from ._records import TaskSummary
+from ._requests import ManagerConfig
+from .stores import TaskStore
+
+_AT_ONCE = 100
+
+
+class Announcer:
+    """Hands out the notices of one store to the blocks of one manager."""
+
+    def __init__(self, store: TaskStore, config: ManagerConfig) -> None:
+        self._store = store
+        self._config = config
+        self._handed_out: set[int] = set()
+        # Reading and acknowledging exclude one another: a reader under way would otherwise hand out
+        # again what was acknowledged, and so no longer held, while it read.
+        self._lock = trio.Lock()
+
+    @asynccontextmanager
+    async def notices(self, owner_thread_id: str) -> AsyncGenerator[list[TaskSummary], None]:
+        """Give the oldest notices that no other block holds; acknowledge them if it succeeds."""
+        async with self._lock:
+            limit = _AT_ONCE + len(self._handed_out)
+            found = await self._store.notices(owner_thread_id, limit=limit)
+            mine = [n for n in found if n.notice_id not in self._handed_out][:_AT_ONCE]
+            ids = {notice.notice_id for notice in mine}
+            self._handed_out |= ids
+        try:
+            yield [notice.summary for notice in mine]
+            if ids:
+                await self._acknowledge(owner_thread_id, ids)
+        finally:
+            self._handed_out -= ids
+
+    async def _acknowledge(self, owner_thread_id: str, ids: set[int]) -> None:
+        with trio.CancelScope(shield=True) as shield:
+            shield.deadline = trio.current_time() + self._config.write_grace_s
+            async with self._lock:
+                await self._store.acknowledge(owner_thread_id, sorted(ids))
+                self._handed_out -= ids
+        if shield.cancelled_caught:
+            raise TaskStoreError("the notices could not be acknowledged in time")
