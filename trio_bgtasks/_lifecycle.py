@@ -46,6 +46,7 @@ from ._records import (
     TaskRecord,
     TaskResult,
     TaskStatus,
+    evolved,
 )
 
 ORPHAN_ERROR = "No live executor found; marked stopped"
@@ -273,7 +274,7 @@ def _cancel_requested(record: TaskRecord, event: CancelRequested) -> TaskRecord:
         return _ended(record, TaskStatus.CANCELLED, event.at_ms, cancel_requested_at_ms=mark)
     if marked is not None:
         return record
-    return attrs.evolve(
+    return evolved(
         record, cancel_requested_at_ms=mark, updated_at_ms=max(mark, record.updated_at_ms)
     )
 
@@ -300,7 +301,7 @@ def _attempt_started(record: TaskRecord, event: AttemptStarted, facts: Facts) ->
         raise TaskNotResumable(record.task_id, "its cancellation was accepted")
     if facts.executor_fenced:
         raise ExecutorFenced(record.task_id, event.executor_id, record.status)
-    return attrs.evolve(
+    return evolved(
         record,
         status=TaskStatus.RUNNING,
         attempt=record.attempt + 1,
@@ -321,11 +322,11 @@ def _attempt_write(record: TaskRecord, event: AttemptWrite, facts: Facts) -> Tas
     now = max(event.at_ms, record.updated_at_ms)
     match event:
         case CheckpointSaved():
-            return attrs.evolve(record, checkpoint=event.value, updated_at_ms=now)
+            return evolved(record, checkpoint=event.value, updated_at_ms=now)
         case ProgressReported():
-            return attrs.evolve(record, progress=event.progress, updated_at_ms=now)
+            return evolved(record, progress=event.progress, updated_at_ms=now)
     end = _output_end(record, event.offset, event.text)
-    return attrs.evolve(record, output_bytes=end, updated_at_ms=now)
+    return evolved(record, output_bytes=end, updated_at_ms=now)
 
 
 def _output_end(record: TaskRecord, offset: int, text: str) -> int:
@@ -346,7 +347,7 @@ def _check_writer(record: TaskRecord, executor_id: str, attempt: int, facts: Fac
 
 
 def _ended(record: TaskRecord, status: TaskStatus, at_ms: int, **changes: Any) -> TaskRecord:
-    return attrs.evolve(
+    return evolved(
         record,
         status=status,
         executor_id=None,

@@ -26,7 +26,7 @@ from .._lifecycle import (
     ends_attempt,
     journal_entry,
 )
-from .._records import JournalEntry, Notice, OutputPage, TaskRecord, TaskStatus, TaskSummary
+from .._records import JournalEntry, Notice, OutputPage, TaskRecord, TaskStatus, TaskSummary, evolved
 from ._output import new_chunks, output_page
 from ._protocol import PAGE, ExecutorHandle, LeaseTerms, RecordPage, SweepReport
 
@@ -385,7 +385,7 @@ def _page(rows: Iterator[TaskRecord], limit: int) -> RecordPage:
 def _checked(record: TaskRecord, seq: int) -> TaskRecord:
     """Return the record to be stored; what a caller gave is copied, so that nobody can change it."""
     try:
-        return attrs.evolve(
+        return evolved(
             record,
             seq=seq,
             args=_checked_json(record.args),
@@ -403,7 +403,7 @@ def _checked_json(value: Any) -> Any:
 
 def _private(record: TaskRecord) -> TaskRecord:
     """Return the record with JSON of its own, so that its owner may change what it was handed."""
-    return attrs.evolve(
+    return evolved(
         record,
         args=clone_json(record.args),
         metadata=clone_json(record.metadata),
