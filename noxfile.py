@@ -1,0 +1,105 @@
+"""Every check of the project. `nox` runs all but the benchmarks; `nox -l` lists them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)  # from the classifiers
+
+nox.needs_version = ">=2025.10.16"
+nox.options.default_venv_backend = "venv"  # nothing to install first
+nox.options.sessions = [
+    *("lint", "imports", "types", "docs", "demo_from_wheel"),
+    *("tests", "floors", "coverage"),
+]
+
+
+def groups(*names: str) -> list[str]:
+    """Return the requirements of these dependency groups."""
+    return list(nox.project.dependency_groups(PROJECT, *names))
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests; arguments after ``--`` go to pytest."""
+    session.install("-e", ".[cli]", *groups("tests"))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def floors(session: nox.Session) -> None:
+    """Run the tests with every core dependency at its lower bound."""
+    floors = [floor.replace(">=", "==") for floor in PROJECT["project"]["dependencies"]]
+    session.install("-e", ".[cli]", *floors, *groups("tests"))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Run the tests and report every branch, also of child processes, that they missed."""
+    session.install("-e", ".[cli]", *groups("tests", "coverage"))
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Lint, and check the formatting."""
+    session.install(*groups("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("flake8", "trio_bgtasks", "tests", "benchmarks")
+
+
+@nox.session
+def imports(session: nox.Session) -> None:
+    """Check the import contracts."""
+    session.install(*groups("imports"))
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types twice, and that every public name has one."""
+    session.install("-e", ".[cli]", *groups("tests", "types", "nox"))
+    session.run("mypy")
+    session.run("pyright")
+    session.run("pyright", "--verifytypes", "trio_bgtasks", "--ignoreexternal")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation, warnings are errors; run its examples and that of the README."""
+    session.install("-e", ".[cli]", *groups("docs"))
+    for builder in ("doctest", "html"):
+        session.run(
+            *("sphinx-build", "--fail-on-warning", "--keep-going", "--quiet", "--fresh-env"),
+            *("--builder", builder, "docs", f"docs/_build/{builder}"),
+        )
+    example = session.run("python", ".ci/readme_block.py", "python", "1", silent=True)
+    session.run("python", "-W", "error", "-c", example)
+
+
+@nox.session
+def demo_from_wheel(session: nox.Session) -> None:
+    """Build a wheel, install it into a new environment and run the demo far from the sources."""
+    tmp = Path(session.create_tmp())
+    shutil.rmtree(tmp / "wheel", ignore_errors=True)
+    session.run("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp / "wheel", ".")
+    (wheel,) = (tmp / "wheel").glob("*.whl")
+    session.install(f"{wheel}[cli]")
+    session.chdir(tmp)
+    session.run("trio-bgtasks", "demo")
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Measure; arguments after ``--`` go to the harness."""
+    session.install(".[cli]")
+    session.run("python", "-m", "benchmarks", *session.posargs)

@@ -1,0 +1,13 @@
+"""Hypothesis profiles: ``pytest --hypothesis-profile=nightly``."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+# No deadlines: they measure the machine.
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
+settings.register_profile("nightly", deadline=None, max_examples=1000)  # ten times the default
+settings.load_profile("ci" if "CI" in os.environ else "default")
