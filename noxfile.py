@@ -83,7 +83,7 @@ def docs(session: nox.Session) -> None:
             *("--builder", builder, "docs", f"docs/_build/{builder}"),
         )
     example = session.run("python", ".ci/readme_block.py", "python", "1", silent=True)
-    session.run("python", "-W", "error", "-c", example)
+    session.run("python", "-W", "error", "-c", str(example))
 
 
 @nox.session
