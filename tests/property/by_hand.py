@@ -1,0 +1,243 @@
+"""The lifecycle written a second time, by hand, from the design; nothing here calls the library's.
+
+`TABLE` says what each event does in each state when all its guards hold, `GUARDS` what a broken
+guard is refused with, `changed_fields` what an accepted event writes. Together they are the model
+that the library's `apply` is compared with: state by state, and step by step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trio_bgtasks._lifecycle import (
+    AttemptStarted,
+    CancelRequested,
+    CheckpointSaved,
+    Event,
+    Facts,
+    Finished,
+    Orphaned,
+    OutputAppended,
+    ProgressReported,
+    Registered,
+)
+from trio_bgtasks._records import Cancelled, Failed, Stopped, Success, TaskRecord, TaskStatus
+
+STATES = (
+    "nothing",
+    "running",
+    "running, cancel accepted",
+    "stopped",
+    "stopped, not resumable",
+    "completed",
+    "failed",
+    "cancelled",
+)
+
+
+def _row(*cells: str) -> dict[str, str]:
+    """Spread six cells over the eight states: the three terminal ones are alike."""
+    return dict(zip(STATES, (*cells, cells[5], cells[5]), strict=True))
+
+
+# Statuses are written as they are, errors by these short names.
+_exists, _late, _early = "TaskExists", "TaskNotRunning", "TaskNotStopped"
+_unknown, _never = "UnknownTask", "TaskNotResumable"
+
+# fmt: off
+TABLE: dict[str, dict[str, str]] = {
+    #                            nothing    running      + cancel     stopped      for good     ended
+    "Registered":           _row("running", _exists,     _exists,     _exists,     _exists,     _exists),
+    "Finished(Success)":    _row(_unknown,  "completed", "cancelled", _late,       _late,       _late),
+    "Finished(Failed)":     _row(_unknown,  "failed",    "cancelled", _late,       _late,       _late),
+    "Finished(Cancelled)":  _row(_unknown,  "cancelled", "cancelled", _late,       _late,       _late),
+    "Finished(Stopped)":    _row(_unknown,  "stopped",   "cancelled", _late,       _late,       _late),
+    "Finished with a mark": _row(_unknown,  "cancelled", "cancelled", _late,       _late,       _late),
+    "CancelRequested":      _row(_unknown,  "running",   "running",   "cancelled", "cancelled", _late),
+    "CheckpointSaved":      _row(_unknown,  "running",   "running",   _late,       _late,       _late),
+    "ProgressReported":     _row(_unknown,  "running",   "running",   _late,       _late,       _late),
+    "OutputAppended":       _row(_unknown,  "running",   "running",   _late,       _late,       _late),
+    "Orphaned":             _row(_unknown,  "stopped",   "cancelled", _late,       _late,       _late),
+    "AttemptStarted":       _row(_unknown,  _early,      _early,      "running",   _never,      _early),
+}
+# fmt: on
+
+_WRITE = {
+    "another attempt": "StaleAttempt",
+    "another executor": "StaleAttempt",
+    "executor fenced": "ExecutorFenced",
+}
+GUARDS: dict[str, dict[str, str]] = {
+    "Registered": {
+        "id used before": "TaskExists",
+        "key used before": "IdempotencyKeyUsed",
+        "executor fenced": "ExecutorFenced",
+        "parent's cancel accepted": "ParentCancelled",
+    },
+    "Finished(Success)": _WRITE,
+    "Finished(Failed)": _WRITE,
+    "Finished(Cancelled)": _WRITE,
+    "Finished(Stopped)": _WRITE,
+    "Finished with a mark": _WRITE,
+    "CancelRequested": {},
+    "CheckpointSaved": _WRITE,
+    "ProgressReported": _WRITE,
+    "OutputAppended": _WRITE,
+    "Orphaned": {
+        "another attempt": "StaleAttempt",
+        "another executor": "StaleAttempt",
+        "executor not fenced": "ExecutorAlive",
+    },
+    "AttemptStarted": {
+        "another owner": "UnknownTask",
+        "another task type": "UnknownTask",
+        "another attempt": "StaleAttempt",
+        "executor fenced": "ExecutorFenced",
+    },
+}
+
+# Where several things are wrong at once, these are said before all others: whose task it is must
+# not show through another refusal, and a repeated start must lead to the task that it started.
+FIRST = ("another owner", "another task type", "key used before")
+
+
+def state_name(record: TaskRecord | None) -> str:
+    """Return which of `STATES` a record is in."""
+    if record is None:
+        return "nothing"
+    if record.status is TaskStatus.RUNNING and record.cancel_requested_at_ms is not None:
+        return "running, cancel accepted"
+    if record.status is TaskStatus.STOPPED and not record.supports_resume:
+        return "stopped, not resumable"
+    return record.status.value
+
+
+def event_name(event: Event) -> str:
+    """Return which row of `TABLE` an event is in."""
+    if not isinstance(event, Finished):
+        return type(event).__name__
+    if event.cancel_requested_at_ms is not None:
+        return "Finished with a mark"
+    return f"Finished({type(event.outcome).__name__})"
+
+
+def broken_guards(record: TaskRecord | None, event: Event, facts: Facts) -> set[str]:
+    """Return which conditions do not hold; whether they matter to the event is not asked here."""
+    broken: set[str] = set()
+    if isinstance(event, AttemptStarted):
+        attempt: int | None = event.expected_attempt
+    else:
+        attempt = getattr(event, "attempt", None)
+    if record is not None:
+        if attempt != record.attempt:
+            broken.add("another attempt")
+        if getattr(event, "executor_id", None) != record.executor_id:
+            broken.add("another executor")
+        if getattr(event, "owner_thread_id", None) != record.owner_thread_id:
+            broken.add("another owner")
+        if getattr(event, "task_type", None) != record.task_type:
+            broken.add("another task type")
+    broken.add("executor fenced" if facts.executor_fenced else "executor not fenced")
+    if facts.id_used:
+        broken.add("id used before")
+    if facts.key_used_by is not None:
+        broken.add("key used before")
+    if facts.parent_cancelled:
+        broken.add("parent's cancel accepted")
+    return broken
+
+
+def expected(record: TaskRecord | None, event: Event, facts: Facts) -> str | set[str]:
+    """Return the status that an event leads to, or the names of the errors that may refuse it."""
+    name = event_name(event)
+    answer = TABLE[name][state_name(record)]
+    guards = GUARDS[name]
+    wrong = {guard: guards[guard] for guard in broken_guards(record, event, facts) & set(guards)}
+    for guard in FIRST:
+        if guard in wrong:
+            return {wrong[guard]}
+    refusals = set(wrong.values())
+    if answer not in set(TaskStatus):
+        refusals.add(answer)
+    return refusals or answer
+
+
+def changed_fields(record: TaskRecord | None, event: Event, status: str) -> dict[str, Any]:
+    """Return what an accepted event writes into the record; every other field stays as it is."""
+    before_ms = -(1 << 63) if record is None else record.updated_at_ms
+    changes: dict[str, Any] = {"status": status, "updated_at_ms": max(before_ms, event.at_ms)}
+    match event:
+        case Registered():
+            for field in (
+                "executor_id",
+                "owner_thread_id",
+                "task_type",
+                "description",
+                "background",
+                "supports_resume",
+                "parent_task_id",
+                "args",
+                "metadata",
+                "idempotency_key",
+            ):
+                changes[field] = getattr(event, field)
+            changes |= {"attempt": 1, "created_at_ms": event.at_ms}
+            return changes
+        case AttemptStarted():
+            cleared = ("error", "result", "result_ref", "completed_at_ms", "progress")
+            changes |= dict.fromkeys(cleared)
+            changes["executor_id"] = event.executor_id
+            changes["args"] = event.args
+            changes["background"] = event.background
+            changes["attempt"] = event.expected_attempt + 1
+            return changes
+        case CheckpointSaved():
+            changes["checkpoint"] = event.value
+        case ProgressReported():
+            changes["progress"] = event.progress
+        case _:
+            changes |= _changed_otherwise(record, event)
+    if status != "running":
+        assert record is not None
+        changes["executor_id"] = None
+        changes["completed_at_ms"] = max(event.at_ms, record.created_at_ms)
+    return changes
+
+
+def _changed_otherwise(record: TaskRecord | None, event: Event) -> dict[str, Any]:
+    assert record is not None
+    match event:
+        case CancelRequested():
+            if record.cancel_requested_at_ms is None:
+                return {"cancel_requested_at_ms": event.at_ms}
+            return {"updated_at_ms": record.updated_at_ms}  # the first mark wins: nothing changes
+        case Orphaned():
+            return {"error": "No live executor found; marked stopped"}
+        case OutputAppended():
+            return {"output_bytes": _end(record, event.offset, event.text)}
+        case Finished():
+            changes: dict[str, Any] = {
+                "output_bytes": _end(record, event.output_offset, event.output)
+            }
+            changes |= {"error": None, "result": None, "result_ref": None}
+            if record.cancel_requested_at_ms is None:
+                changes["cancel_requested_at_ms"] = event.cancel_requested_at_ms
+            match event.outcome:
+                case Success(value, ref):
+                    changes |= {"result": value, "result_ref": ref}
+                case Failed(error, value):
+                    changes |= {"error": error, "result": value}
+                case Stopped(reason):
+                    changes |= {"error": reason}
+                case Cancelled():
+                    pass
+            return changes
+        case _:
+            raise AssertionError(event)
+
+
+def _end(record: TaskRecord, offset: int, text: str) -> int:
+    """Return how long the log is when ``text`` stands at ``offset``; no text says nothing."""
+    if not text:
+        return record.output_bytes
+    return max(record.output_bytes, offset + len(text.encode("utf-8")))

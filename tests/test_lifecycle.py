@@ -1,0 +1,308 @@
+"""The lifecycle by example: texts, times, journal and notices.
+
+That every event in every state does what the design says is shown in ``tests/property``.
+"""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from trio_bgtasks._errors import (
+    ExecutorAlive,
+    ExecutorFenced,
+    IdempotencyKeyUsed,
+    ParentCancelled,
+    Refused,
+    StaleAttempt,
+    TaskExists,
+    TaskNotResumable,
+    TaskNotRunning,
+    TaskNotStopped,
+    UnknownTask,
+)
+from trio_bgtasks._lifecycle import (
+    ORPHAN_ERROR,
+    AttemptStarted,
+    CancelRequested,
+    CheckpointSaved,
+    Event,
+    Facts,
+    Finished,
+    Orphaned,
+    OutputAppended,
+    ProgressReported,
+    Registered,
+    apply,
+    ends_attempt,
+    journal_entry,
+)
+from trio_bgtasks._records import (
+    Cancelled,
+    ExternalRef,
+    Failed,
+    JournalEntry,
+    Progress,
+    Stopped,
+    Success,
+    TaskRecord,
+    TaskStatus,
+)
+
+FENCED = Facts(executor_fenced=True)
+
+
+def registered(at_ms: int = 10, **changes: object) -> TaskRecord:
+    """Return a running record, as its registration makes it."""
+    event = Registered(at_ms, "ex_1", "ann", "shell", "sleep", supports_resume=True)
+    return apply("bg_1", None, attrs.evolve(event, **changes))  # type: ignore[arg-type]
+
+
+def stopped() -> TaskRecord:
+    """Return a stopped record that can be resumed."""
+    return apply("bg_1", registered(), Finished(20, "ex_1", 1, Stopped("shutdown")))
+
+
+def resume(at_ms: int = 30, **changes: object) -> AttemptStarted:
+    """Return the event that resumes `stopped`."""
+    event = AttemptStarted(at_ms, "ex_2", "ann", "shell", 1, {"a": 2})
+    return attrs.evolve(event, **changes)  # type: ignore[arg-type]
+
+
+# ---- refusals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "event", "facts", "error", "text"),
+    [
+        (None, CancelRequested(0), Facts(), UnknownTask, "Unknown task_id: bg_1"),
+        (
+            stopped(),
+            resume(owner_thread_id="bob"),
+            Facts(),
+            UnknownTask,
+            "Unknown task_id: bg_1",
+        ),
+        (
+            registered(),
+            Registered(0, "ex_1", "bob", "shell", ""),
+            Facts(),
+            TaskExists,
+            "Task 'bg_1' exists already (current status: running)",
+        ),
+        (
+            None,
+            Registered(0, "ex_1", "bob", "shell", ""),
+            Facts(id_used=True),
+            TaskExists,
+            "Task 'bg_1' exists already (current status: collected)",
+        ),
+        (
+            None,
+            Registered(0, "ex_1", "ann", "shell", "", idempotency_key="k"),
+            Facts(key_used_by="bg_7"),
+            IdempotencyKeyUsed,
+            "idempotency_key 'k' was used already, by task 'bg_7'",
+        ),
+        (
+            None,
+            Registered(0, "ex_1", "ann", "shell", "", parent_task_id="bg_0"),
+            Facts(parent_cancelled=True),
+            ParentCancelled,
+            "Task 'bg_1' is not started: its parent 'bg_0' is cancelled",
+        ),
+        (
+            None,
+            Registered(0, "ex_1", "ann", "shell", ""),
+            FENCED,
+            ExecutorFenced,
+            "executor ex_1 is fenced: task 'bg_1' stays unregistered",
+        ),
+        (
+            stopped(),
+            Finished(0, "ex_1", 1, Success()),
+            Facts(),
+            TaskNotRunning,
+            "Task 'bg_1' is not running (current status: stopped)",
+        ),
+        (
+            registered(),
+            CheckpointSaved(0, "ex_1", 2, None),
+            Facts(),
+            StaleAttempt,
+            "attempt 2 of task 'bg_1' may not write any more "
+            "(current attempt: 1, current status: running)",
+        ),
+        (
+            registered(),
+            Orphaned(0, "ex_1", 1),
+            Facts(),
+            ExecutorAlive,
+            "Task 'bg_1' is running under a live executor ex_1",
+        ),
+        (
+            registered(),
+            resume(),
+            Facts(),
+            TaskNotStopped,
+            "Task 'bg_1' is not stopped (current status: running)",
+        ),
+        (
+            attrs.evolve(stopped(), supports_resume=False),
+            resume(),
+            Facts(),
+            TaskNotResumable,
+            "Task 'bg_1' cannot be resumed: its tool does not support it (current status: stopped)",
+        ),
+    ],
+)
+def test_refusals_say_what_is_wrong(
+    before: TaskRecord | None, event: Event, facts: Facts, error: type[Refused], text: str
+) -> None:
+    """A refusal has its own type and one sentence for people."""
+    with pytest.raises(error) as caught:
+        apply("bg_1", before, event, facts)
+    assert type(caught.value) is error
+    assert str(caught.value) == text
+
+
+def test_a_stopped_record_with_a_mark_is_never_resumed() -> None:
+    """No event makes such a record; if a store has one all the same, its cancel still holds."""
+    damaged = attrs.evolve(stopped(), cancel_requested_at_ms=0)
+    with pytest.raises(TaskNotResumable, match="its cancellation was accepted"):
+        apply("bg_1", damaged, resume())
+    assert apply("bg_1", damaged, CancelRequested(99)).cancel_requested_at_ms == 0
+
+
+# ---- times --------------------------------------------------------------------------------------
+
+
+def test_the_first_mark_wins_also_at_time_zero() -> None:
+    """A mark of the first millisecond of a virtual clock is a mark like any other."""
+    marked = apply("bg_1", registered(0), CancelRequested(0))
+    assert marked.cancel_requested_at_ms == 0
+    assert apply("bg_1", marked, CancelRequested(5)) is marked
+    ended = apply("bg_1", marked, Finished(9, "ex_1", 1, Success(), cancel_requested_at_ms=7))
+    assert ended.cancel_requested_at_ms == 0
+    assert ended.status is TaskStatus.CANCELLED
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Finished(-5, "ex_1", 1, Success()),
+        Orphaned(-5, "ex_1", 1),
+        CancelRequested(-5),
+        CheckpointSaved(-5, "ex_1", 1, None),
+        ProgressReported(-5, "ex_1", 1, Progress(1)),
+        OutputAppended(-5, "ex_1", 1, 0, "x"),
+    ],
+)
+def test_a_clock_that_jumps_back_ends_nothing_before_it_began(event: Event) -> None:
+    """No task is completed before it was created, and no record is updated in the past."""
+    facts = FENCED if isinstance(event, Orphaned) else Facts()
+    after = apply("bg_1", registered(10), event, facts)
+    assert after.updated_at_ms == 10
+    assert after.completed_at_ms in (None, 10)
+
+
+# ---- what is kept -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error", "result"),
+    [
+        (Success({"n": 1}), None, {"n": 1}),
+        (Failed("no", {"n": 2}), "no", {"n": 2}),
+        (Stopped("owner closed"), "owner closed", None),
+        (Cancelled(), None, None),
+    ],
+)
+def test_a_cancelled_end_keeps_what_the_attempt_had_to_show(
+    outcome: Success | Failed | Stopped | Cancelled, error: str | None, result: object
+) -> None:
+    """Result, error and reason are kept when an accepted cancel decides the status."""
+    marked = apply("bg_1", registered(), CancelRequested(15))
+    ended = apply("bg_1", marked, Finished(20, "ex_1", 1, outcome))
+    assert (ended.status, ended.error, ended.result) == (TaskStatus.CANCELLED, error, result)
+
+
+def test_an_orphan_says_why_it_ended_and_keeps_checkpoint_and_output() -> None:
+    """What the dead attempt had stored is there for the next one."""
+    record = apply("bg_1", registered(), CheckpointSaved(11, "ex_1", 1, {"step": 3}))
+    record = apply("bg_1", record, OutputAppended(12, "ex_1", 1, 0, "né\n"))
+    orphan = apply("bg_1", record, Orphaned(50, "ex_1", 1), FENCED)
+    assert (orphan.status, orphan.error) == (TaskStatus.STOPPED, ORPHAN_ERROR)
+    assert orphan.error == "No live executor found; marked stopped"
+    assert (orphan.checkpoint, orphan.output_bytes) == ({"step": 3}, 4)
+    again = apply("bg_1", orphan, resume(60))
+    assert (again.attempt, again.executor_id, again.args) == (2, "ex_2", {"a": 2})
+    assert (again.checkpoint, again.output_bytes, again.error) == ({"step": 3}, 4, None)
+
+
+def test_a_resume_clears_what_the_last_attempt_left() -> None:
+    """Error, result, reference, completion time and progress belong to one attempt."""
+    record = apply("bg_1", registered(), ProgressReported(11, "ex_1", 1, Progress(1, 2)))
+    done = apply("bg_1", record, Finished(12, "ex_1", 1, Success(1, ExternalRef("x:"))))
+    assert done.result_ref == ExternalRef("x:")
+    left = attrs.evolve(done, status=TaskStatus.STOPPED, error="e")
+    again = apply("bg_1", left, resume(20, background=False))
+    assert (again.error, again.result, again.result_ref) == (None, None, None)
+    assert (again.completed_at_ms, again.progress, again.background) == (None, None, False)
+
+
+# ---- journal and notices ------------------------------------------------------------------------
+
+
+def test_the_journal_has_a_line_for_every_status_change_and_cancel() -> None:
+    """A whole life, told by its journal; what changes neither status nor mark is not in it."""
+    steps: list[tuple[Event, Facts]] = [
+        (Registered(10, "ex_1", "ann", "shell", "d", supports_resume=True), Facts()),
+        (CheckpointSaved(11, "ex_1", 1, 1), Facts()),
+        (ProgressReported(11, "ex_1", 1, Progress(1)), Facts()),
+        (OutputAppended(11, "ex_1", 1, 0, "x"), Facts()),
+        (Orphaned(20, "ex_1", 1), FENCED),
+        (resume(30), Facts()),
+        (CancelRequested(40), Facts()),
+        (CancelRequested(41), Facts()),
+        (Finished(50, "ex_2", 2, Failed("cut off")), Facts()),
+    ]
+    record: TaskRecord | None = None
+    journal: list[JournalEntry] = []
+    for event, facts in steps:
+        after = apply("bg_1", record, event, facts)
+        entry = journal_entry(record, event, after)
+        if entry is not None:
+            journal.append(entry)
+        record = after
+    assert journal == [
+        JournalEntry(10, "registered", 1, TaskStatus.RUNNING, "ex_1"),
+        JournalEntry(20, "orphaned", 1, TaskStatus.STOPPED, "ex_1", ORPHAN_ERROR),
+        JournalEntry(30, "attempt_started", 2, TaskStatus.RUNNING, "ex_2"),
+        JournalEntry(40, "cancel_requested", 2, TaskStatus.RUNNING),
+        JournalEntry(50, "finished", 2, TaskStatus.CANCELLED, "ex_2", "cut off"),
+    ]
+
+
+def test_abandoning_a_stopped_task_is_in_the_journal() -> None:
+    """A cancel that ends a stopped task is one line, by nobody in particular."""
+    before = stopped()
+    event = CancelRequested(40)
+    entry = journal_entry(before, event, apply("bg_1", before, event))
+    assert entry == JournalEntry(40, "cancel_requested", 1, TaskStatus.CANCELLED)
+
+
+@pytest.mark.parametrize(
+    ("event", "announced"),
+    [
+        (Finished(0, "ex_1", 1, Success()), True),
+        (Finished(0, "ex_1", 1, Success(), announce=False), False),
+        (Orphaned(0, "ex_1", 1), True),
+        (CancelRequested(0), False),
+        (resume(), False),
+        (OutputAppended(0, "ex_1", 1, 0, "x"), False),
+    ],
+)
+def test_which_events_are_announced(event: Event, *, announced: bool) -> None:
+    """An attempt's end is announced, unless its caller has the answer; nothing else is."""
+    assert ends_attempt(event) is announced
