@@ -7,3 +7,4 @@ from ._protocol import SweepReport as SweepReport
 from ._protocol import TaskStore as TaskStore
 from ._protocol import wall_clock_ms as wall_clock_ms
 from .memory import MemoryTaskStore as MemoryTaskStore
+from .sqlite import SqliteTaskStore as SqliteTaskStore

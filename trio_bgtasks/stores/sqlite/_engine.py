@@ -1,0 +1,294 @@
+"""Group commit: one thread writes, and what waits for it shares one durable transaction.
+
+The unit of work is a synchronous function of the connection. It runs in a savepoint of its own
+inside the transaction of its batch, so its failure undoes it alone. Its caller is answered after
+the commit:
+
+* cancelled while it waits its turn: the work is not done at all;
+* once the thread has taken it, the caller waits for the real answer, cancelled or not;
+* an answer, a refusal too, is given only when what it was read from is durable.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, TypeAlias, TypeVar
+
+import attrs
+import outcome
+import trio
+
+from ..._errors import StoreClosed, TaskStoreError
+from ._connection import (
+    Synchronous,
+    begin,
+    open_reader,
+    open_writer,
+    store_error,
+    while_busy,
+)
+
+_T = TypeVar("_T")
+_Work: TypeAlias = Callable[[sqlite3.Connection], _T]
+
+_log = logging.getLogger("trio_bgtasks.store")
+
+_LARGEST_BATCH: Final = 256
+_READERS: Final = 3
+_PAUSE_S: Final = 0.0005
+
+
+class _State(enum.Enum):
+    WAITING = enum.auto()
+    TAKEN = enum.auto()
+    WITHDRAWN = enum.auto()
+
+
+@attrs.define(eq=False)
+class _Job:
+    """One unit of work, and who waits for it: a Trio task, or a thread with a future."""
+
+    work: _Work[Any]
+    token: trio.lowlevel.TrioToken | None = None
+    task: trio.lowlevel.Task | None = None
+    future: Future[Any] | None = None
+    state: _State = _State.WAITING
+    outcome: outcome.Outcome[Any] | None = None
+
+
+class Engine:
+    """The connections to one file: a writing one with its thread, a few reading ones."""
+
+    def __init__(self, path: Path, writer: sqlite3.Connection) -> None:
+        self.path = path
+        self._pid = os.getpid()
+        self._lock = threading.Lock()  # guards every job's state, and `_closed` with the queue
+        self._closed = False
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._serve, args=(writer,), name=f"bgtasks-sqlite {path.name}", daemon=True
+        )
+        self._idle_readers: list[sqlite3.Connection] = []
+        self._readers = trio.CapacityLimiter(_READERS)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: Path, synchronous: Synchronous) -> AsyncGenerator[Engine, None]:
+        """Open the file, creating or migrating it; close it, all work done, at the end."""
+        writer = await trio.to_thread.run_sync(open_writer, path, synchronous)
+        engine = cls(path, writer)
+        engine._thread.start()
+        try:
+            yield engine
+        finally:
+            with trio.CancelScope(shield=True):
+                await engine._close()
+
+    async def _close(self) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked child: the thread, and what it opened, are the parent's
+        with self._lock:
+            self._closed = True
+            self._queue.put(None)
+        await trio.to_thread.run_sync(self._thread.join)
+        while self._idle_readers:
+            self._idle_readers.pop().close()
+
+    # ---- callers ------------------------------------------------------------------------------
+
+    async def write(self, work: _Work[_T]) -> _T:
+        """Return ``work(connection)``, durable; cancelled while it waits its turn: not done.
+
+        Raises:
+            StoreBusy: other processes held the write lock too long; nothing was changed.
+            TaskStoreError: the commit failed; whether it took effect is unknown.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        token, task = trio.lowlevel.current_trio_token(), trio.lowlevel.current_task()
+        job = _Job(work, token, task)
+        self._put(job)
+
+        def withdraw(_: Any) -> trio.lowlevel.Abort:
+            with self._lock:
+                if job.state is _State.TAKEN:
+                    return trio.lowlevel.Abort.FAILED
+                job.state = _State.WITHDRAWN
+                return trio.lowlevel.Abort.SUCCEEDED
+
+        result: _T = await trio.lowlevel.wait_task_rescheduled(withdraw)
+        return result
+
+    def write_from_thread(self, work: _Work[_T]) -> _T:
+        """Do the same for a thread that is not the loop's; blocks it."""
+        future: Future[_T] = Future()
+        self._put(_Job(work, future=future))
+        return future.result()
+
+    async def read(self, work: _Work[_T]) -> _T:
+        """Return ``work(connection)``: one consistent view of the file, on a worker thread.
+
+        ``work`` may be called again when the file is busy.
+        """
+        self._check_process()
+        if self._closed:
+            raise StoreClosed("the task store is closed")
+        return await trio.to_thread.run_sync(self._read, work, limiter=self._readers)
+
+    def _put(self, job: _Job) -> None:
+        self._check_process()
+        with self._lock:
+            if self._closed:
+                raise StoreClosed("the task store is closed; nothing was changed")
+            self._queue.put(job)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise TaskStoreError(
+                "this task store was opened before a fork: open it anew in the child process"
+            )
+
+    # ---- reading ------------------------------------------------------------------------------
+
+    def _read(self, work: _Work[_T]) -> _T:
+        try:
+            connection = self._idle_readers.pop()
+        except IndexError:
+            connection = open_reader(self.path)
+        try:
+            result = while_busy(lambda: _view(connection, work))
+        except BaseException as error:  # noqa: BLE001
+            connection.close()  # whatever is wrong with it, the next reader shall not meet it
+            raise store_error(error) from None
+        self._idle_readers.append(connection)
+        return result
+
+    # ---- the writing thread -------------------------------------------------------------------
+
+    def _serve(self, connection: sqlite3.Connection) -> None:
+        try:
+            while (first := self._queue.get()) is not None:
+                batch = [first]
+                last = self._gather(batch)
+                self._work_off(connection, batch)
+                if last:
+                    break
+                if not self._queue.empty():
+                    time.sleep(_PAUSE_S)  # other processes may be waiting for the write lock
+        finally:
+            connection.close()
+
+    def _gather(self, batch: list[_Job]) -> bool:
+        """Add to ``batch`` what is waiting; return whether the store was closed after it."""
+        while len(batch) < _LARGEST_BATCH:
+            try:
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                return False
+            if job is None:
+                return True
+            batch.append(job)
+        return False
+
+    def _work_off(self, connection: sqlite3.Connection, batch: list[_Job]) -> None:
+        together = True
+        alone: list[_Job] = []
+        taken: list[_Job] = []
+        try:
+            begin(connection)
+            taken = self._take(batch)
+            alone = _run(connection, taken)
+        except BaseException as error:  # noqa: BLE001
+            taken = taken or self._take(batch)
+            _fail(connection, taken, error)
+            together = False
+        for job in alone if together else ():
+            try:
+                begin(connection)
+                _run(connection, [job])
+            except BaseException as error:  # noqa: BLE001
+                _fail(connection, [job], error)
+        _deliver(taken)
+
+    def _take(self, batch: list[_Job]) -> list[_Job]:
+        with self._lock:
+            taken = [job for job in batch if job.state is _State.WAITING]
+            for job in taken:
+                job.state = _State.TAKEN
+        return taken
+
+
+def _view(connection: sqlite3.Connection, work: _Work[_T]) -> _T:
+    connection.execute("BEGIN")
+    try:
+        return work(connection)
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def _run(connection: sqlite3.Connection, jobs: list[_Job]) -> list[_Job]:
+    """Run ``jobs`` in the open transaction and commit; return those to be run again, alone.
+
+    A full disk or an I/O error makes SQLite undo the whole transaction: all but the job that met
+    it are innocent.
+    """
+    for job in jobs:
+        connection.execute("SAVEPOINT job")
+        try:
+            job.outcome = outcome.Value(job.work(connection))
+        except Exception as error:  # noqa: BLE001
+            job.outcome = outcome.Error(store_error(error))
+            if not connection.in_transaction:
+                return [other for other in jobs if other is not job]
+            connection.execute("ROLLBACK TO job")
+        connection.execute("RELEASE job")
+    while_busy(lambda: connection.execute("COMMIT"))
+    return []
+
+
+def _fail(connection: sqlite3.Connection, jobs: list[_Job], error: BaseException) -> None:
+    """Answer ``jobs`` with ``error``: none of them, a refused one neither, was committed."""
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
+    for job in jobs:
+        job.outcome = outcome.Error(_own_copy(store_error(error)))
+
+
+def _own_copy(error: BaseException) -> BaseException:
+    """Return an error that one caller may raise: each adds its own traceback."""
+    if not isinstance(error, TaskStoreError):
+        wrapped = TaskStoreError(f"the writing thread failed: {error!r}")
+        wrapped.__cause__ = error
+        return wrapped
+    copy = type(error)(*error.args)
+    copy.__cause__ = error.__cause__
+    return copy
+
+
+def _deliver(jobs: list[_Job]) -> None:
+    by_loop: dict[trio.lowlevel.TrioToken, list[_Job]] = {}
+    for job in jobs:
+        if job.token is not None:
+            by_loop.setdefault(job.token, []).append(job)
+        elif job.future is not None:
+            assert job.outcome is not None
+            job.future.set_result(job.outcome)
+    for token, theirs in by_loop.items():
+        with suppress(trio.RunFinishedError):  # nobody is left to be told
+            token.run_sync_soon(_wake, theirs)
+
+
+def _wake(jobs: list[_Job]) -> None:
+    for job in jobs:
+        assert job.task is not None
+        assert job.outcome is not None
+        trio.lowlevel.reschedule(job.task, job.outcome)

@@ -1,0 +1,286 @@
+"""Executors of one host: registering, renewing, and ending the tasks of the dead."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import attrs
+import trio
+
+from ..._errors import CorruptRecord, StoreClosed, TaskStoreError
+from ..._lifecycle import Orphaned
+from .._hostlock import HostLock, boot_id, is_held, lock_files, lock_path, remove_if_free
+from .._protocol import LeaseTerms, SweepReport
+from ._changes import apply_event
+from ._engine import Engine
+
+_log = logging.getLogger("trio_bgtasks.store")
+
+_PAGE: Final = 100
+
+
+# ---- one executor --------------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class SqliteExecutor:
+    """A registered executor; the lock is its life, the lease is for after a restart of the host."""
+
+    executor_id: str
+    lost: trio.Event
+    lock_fds: tuple[int, ...]
+
+
+@asynccontextmanager
+async def registered(
+    engine: Engine, locks: Path, terms: LeaseTerms
+) -> AsyncGenerator[SqliteExecutor, None]:
+    """Take the lock, then store the row, so that a row without a lock is always a dead one's."""
+    try:
+        lock = await trio.to_thread.run_sync(HostLock.acquire, locks)
+    except OSError as error:
+        raise TaskStoreError(f"cannot create a lock file in {locks}: {error}") from error
+    executor = SqliteExecutor(lock.executor_id, trio.Event(), (lock.fd,))
+    try:
+        await engine.write(partial(_register, executor_id=lock.executor_id, terms=terms))
+        renewal = _Renewal(engine, executor, terms)
+        renewal.start()
+        try:
+            yield executor
+        finally:
+            with trio.CancelScope(shield=True):
+                await _retire(engine, renewal, executor.executor_id, terms)
+    finally:
+        # Also when the store refused to be told: others see a dead executor by its free lock.
+        lock.release()
+
+
+async def _retire(engine: Engine, renewal: _Renewal, executor_id: str, terms: LeaseTerms) -> None:
+    renewal.stop.set()
+    try:
+        await engine.write(partial(_fence, executor_id=executor_id, at_ms=terms.clock_ms()))
+    except TaskStoreError as error:
+        _log.warning("executor %s could not be retired: %s", executor_id, error)
+    await trio.to_thread.run_sync(renewal.join)
+
+
+class _Renewal(threading.Thread):
+    """Renews the lease from a thread of its own, so that a blocked loop does not lose it.
+
+    It writes through the engine: a second writing connection would compete with the first for the
+    file's only write lock, and a renewal shares the commit of whatever is being written anyway.
+    """
+
+    def __init__(self, engine: Engine, executor: SqliteExecutor, terms: LeaseTerms) -> None:
+        super().__init__(name=f"bgtasks-lease {executor.executor_id}", daemon=True)
+        self.stop = threading.Event()
+        self._engine = engine
+        self._executor = executor
+        self._terms = terms
+        self._token = trio.lowlevel.current_trio_token()
+        self._asked_at: float | None = None  # when the loop was asked for a sign of life
+
+    def run(self) -> None:
+        """Renew until told to stop, or until the row says that this executor is dead."""
+        renew = partial(_renew, executor_id=self._executor.executor_id, terms=self._terms)
+        while not self.stop.wait(self._terms.renew_s):
+            try:
+                if self._loop_is_stalled():
+                    _log.warning("the event loop is stalled: the lease is not renewed")
+                elif not self._engine.write_from_thread(renew) and not self.stop.is_set():
+                    self._token.run_sync_soon(self._executor.lost.set)
+                    return
+            except (StoreClosed, trio.RunFinishedError):
+                return
+            except TaskStoreError as error:
+                _log.warning("the lease was not renewed: %s", error)
+
+    def _loop_is_stalled(self) -> bool:
+        stall_s = self._terms.stall_s
+        if stall_s is None:
+            return False  # while the lock is held nobody takes this executor for dead
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+            self._token.run_sync_soon(self._answer)
+            return False
+        return time.monotonic() - self._asked_at > stall_s
+
+    def _answer(self) -> None:
+        self._asked_at = None
+
+
+def _register(connection: sqlite3.Connection, *, executor_id: str, terms: LeaseTerms) -> None:
+    now = terms.clock_ms()
+    connection.execute(
+        "INSERT INTO executors (executor_id, boot_id, pid, registered_at_ms, expires_at_ms) "
+        "VALUES (?, ?, ?, ?, ?)",
+        (executor_id, boot_id(), os.getpid(), now, now + round(terms.lease_s * 1000)),
+    )
+
+
+def _renew(connection: sqlite3.Connection, *, executor_id: str, terms: LeaseTerms) -> bool:
+    """Extend the lease; return False when the executor is fenced or gone: never resurrect."""
+    expires = terms.clock_ms() + round(terms.lease_s * 1000)
+    renewed = connection.execute(
+        "UPDATE executors SET expires_at_ms = ? WHERE executor_id = ? AND fenced_at_ms IS NULL",
+        (expires, executor_id),
+    )
+    return renewed.rowcount == 1
+
+
+# ---- the sweep -----------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Registration:
+    """A row of ``executors`` that is not fenced."""
+
+    executor_id: str
+    boot_id: str
+    pid: int
+    expires_at_ms: int
+
+    def is_dead(self, locks: Path, at_ms: int) -> bool:
+        """On this boot of this host the lock alone decides; elsewhere nothing but the lease can."""
+        if self.boot_id == boot_id():
+            return not is_held(lock_path(locks, self.executor_id))
+        return self.expires_at_ms <= at_ms
+
+
+async def sweep(
+    engine: Engine, locks: Path, executor_id: str, at_ms: int, suspect: str | None
+) -> SweepReport:
+    """Fence every dead executor, each in its own transaction; then end, in pages, their tasks.
+
+    A record that is registered between the probe and the fence is not missed: it is found after
+    the fence, and none follows it.
+    """
+    alive, forlorn, own = await engine.read(partial(_survey, executor_id=executor_id))
+    if suspect is not None:
+        alive = [row for row in alive if row.executor_id == suspect]
+        forlorn = [name for name in forlorn if name == suspect]
+    dead = await trio.to_thread.run_sync(_probe, alive, locks, at_ms)
+    fenced = [
+        name
+        for name in dead
+        if await engine.write(partial(_fence_dead, executor_id=name, at_ms=at_ms))
+    ]
+    ended: list[tuple[str, str]] = []
+    corrupt: list[CorruptRecord] = []
+    for name in (*fenced, *forlorn):
+        after: int | None = 0
+        while after is not None:
+            end_page = partial(_end_page, executor_id=name, at_ms=at_ms, after=after)
+            some, bad, after = await engine.write(end_page)
+            ended += some
+            corrupt += bad
+    if suspect is None:
+        await _clean_up(engine, locks)
+    return SweepReport(fenced, ended, corrupt, own if suspect is None else ())
+
+
+def _survey(
+    connection: sqlite3.Connection, *, executor_id: str
+) -> tuple[list[Registration], list[str], list[tuple[str, int]]]:
+    """Return who is not fenced, whose running tasks have nobody, and what the sweeper runs."""
+    forlorn = connection.execute(
+        "SELECT DISTINCT executor_id FROM tasks WHERE executor_id IS NOT NULL "
+        "AND executor_id NOT IN (SELECT executor_id FROM executors WHERE fenced_at_ms IS NULL)"
+    ).fetchall()
+    own = connection.execute(
+        "SELECT task_id, attempt FROM tasks WHERE executor_id = ? ORDER BY seq", (executor_id,)
+    ).fetchall()
+    return unfenced(connection), [name for (name,) in forlorn], own
+
+
+def unfenced(connection: sqlite3.Connection) -> list[Registration]:
+    """Return the executors that nobody has declared dead."""
+    rows = connection.execute(
+        "SELECT executor_id, boot_id, pid, expires_at_ms FROM executors "
+        "WHERE fenced_at_ms IS NULL ORDER BY executor_id"
+    ).fetchall()
+    return [Registration(*row) for row in rows]
+
+
+def _probe(registrations: list[Registration], locks: Path, at_ms: int) -> list[str]:
+    return [row.executor_id for row in registrations if row.is_dead(locks, at_ms)]
+
+
+def _fence(connection: sqlite3.Connection, *, executor_id: str, at_ms: int) -> None:
+    connection.execute(
+        "UPDATE executors SET fenced_at_ms = ? WHERE executor_id = ? AND fenced_at_ms IS NULL",
+        (at_ms, executor_id),
+    )
+
+
+def _fence_dead(connection: sqlite3.Connection, *, executor_id: str, at_ms: int) -> bool:
+    """Fence, unless it was renewed meanwhile; a lock that was free is never taken again."""
+    done = connection.execute(
+        "UPDATE executors SET fenced_at_ms = :at WHERE executor_id = :executor "
+        "AND fenced_at_ms IS NULL AND (boot_id = :boot OR expires_at_ms <= :at)",
+        {"at": at_ms, "executor": executor_id, "boot": boot_id()},
+    )
+    return done.rowcount == 1
+
+
+def _end_page(
+    connection: sqlite3.Connection, *, executor_id: str, at_ms: int, after: int
+) -> tuple[list[tuple[str, str]], list[CorruptRecord], int | None]:
+    """End a page of the running tasks of a fenced executor, each in its own savepoint."""
+    rows = connection.execute(
+        "SELECT seq, task_id, owner_thread_id, attempt FROM tasks "
+        "WHERE executor_id = ? AND seq > ? ORDER BY seq LIMIT ?",
+        (executor_id, after, _PAGE),
+    ).fetchall()
+    ended: list[tuple[str, str]] = []
+    corrupt: list[CorruptRecord] = []
+    for _, task_id, owner_thread_id, attempt in rows:
+        connection.execute("SAVEPOINT orphan")
+        try:
+            apply_event(connection, task_id, Orphaned(at_ms, executor_id, attempt))
+            ended.append((task_id, owner_thread_id))
+        except (CorruptRecord, sqlite3.IntegrityError) as error:
+            connection.execute("ROLLBACK TO orphan")
+            if not isinstance(error, CorruptRecord):
+                error = CorruptRecord(task_id, str(error))
+            corrupt.append(error)
+        connection.execute("RELEASE orphan")
+    return ended, corrupt, rows[-1][0] if len(rows) == _PAGE else None
+
+
+async def _clean_up(engine: Engine, locks: Path) -> None:
+    """Forget fenced executors that left nothing running, and lock files that nobody needs."""
+    known, obsolete = await engine.read(_known_executors)
+    if obsolete:
+        await engine.write(partial(_forget, executor_ids=obsolete))
+    await trio.to_thread.run_sync(_remove_stale, locks, known.difference(obsolete))
+
+
+def _known_executors(connection: sqlite3.Connection) -> tuple[set[str], list[str]]:
+    known = connection.execute("SELECT executor_id FROM executors").fetchall()
+    obsolete = connection.execute(
+        "SELECT executor_id FROM executors AS e WHERE fenced_at_ms IS NOT NULL "
+        "AND NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.executor_id = e.executor_id)"
+    ).fetchall()
+    return {name for (name,) in known}, [name for (name,) in obsolete]
+
+
+def _forget(connection: sqlite3.Connection, *, executor_ids: list[str]) -> None:
+    connection.executemany(
+        "DELETE FROM executors WHERE executor_id = ?", [(name,) for name in executor_ids]
+    )
+
+
+def _remove_stale(locks: Path, needed: set[str]) -> None:
+    for executor_id, path in lock_files(locks):
+        if executor_id not in needed:
+            remove_if_free(path)

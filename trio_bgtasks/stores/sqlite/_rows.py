@@ -1,0 +1,112 @@
+"""Between a row of ``tasks`` and a record."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from ..._codec import RECORD_FIELDS, dump_json, parse_json, record_from_json
+from ..._errors import CorruptRecord, InvalidValue
+from ..._json import JsonObject, NotJson, copy_json
+from ..._records import Progress, TaskRecord, evolved, ref_to_json
+
+_ANY_SIZE: Final = 1 << 62  # sizes are bounded where values are given
+
+COLUMNS: Final = ", ".join(RECORD_FIELDS)
+"""What to select for `to_record`, in its order."""
+
+_INSERT: Final = (
+    f"INSERT INTO tasks ({', '.join(RECORD_FIELDS[:-1])}) "  # noqa: S608 (seq: by SQLite)
+    f"VALUES ({', '.join('?' * (len(RECORD_FIELDS) - 1))})"
+)
+assert RECORD_FIELDS[0] == "task_id"
+assert RECORD_FIELDS[-1] == "seq"
+
+
+def checked(before: TaskRecord | None, after: TaskRecord) -> TaskRecord:
+    """Return ``after`` with checked copies of the JSON that the change brought.
+
+    Raises:
+        InvalidValue: it is not JSON.
+    """
+    given: dict[str, Any] = {}
+    for name in ("args", "metadata", "result", "checkpoint"):
+        value = getattr(after, name)
+        if value is not None and (before is None or value is not getattr(before, name)):
+            try:
+                given[name] = copy_json(value, max_bytes=_ANY_SIZE)
+            except NotJson as error:
+                raise InvalidValue(
+                    f"task '{after.task_id}' cannot be stored: {name}: {error}"
+                ) from None
+    return evolved(after, **given) if given else after
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else dump_json(value)
+
+
+def _progress(value: Progress | None) -> str | None:
+    return None if value is None else dump_json(value.to_json())
+
+
+_TO_COLUMN: Final[dict[str, Callable[[Any], Any]]] = {
+    "status": str,
+    "background": int,
+    "supports_resume": int,
+    "args": dump_json,
+    "metadata": dump_json,
+    "result": _json,
+    "checkpoint": _json,
+    "progress": _progress,
+    "result_ref": lambda ref: None if ref is None else dump_json(ref_to_json(ref)),
+}
+_JSON_AT: Final = tuple(
+    RECORD_FIELDS.index(name)
+    for name in ("args", "metadata", "result", "checkpoint", "progress", "result_ref")
+)
+_BOOL_AT: Final = tuple(RECORD_FIELDS.index(name) for name in ("background", "supports_resume"))
+
+
+def to_record(row: Sequence[Any]) -> TaskRecord:
+    """Return the record of a row of `COLUMNS`; raise `CorruptRecord` if it is none."""
+    values = list(row)
+    for at in _JSON_AT:
+        text = values[at]
+        if text is not None:
+            try:
+                values[at] = parse_json(text)
+            except (TypeError, ValueError) as error:
+                raise CorruptRecord(str(row[0]), f"{RECORD_FIELDS[at]}: {error}") from error
+    for at in _BOOL_AT:
+        values[at] = bool(values[at])
+    shape: JsonObject = dict(zip(RECORD_FIELDS, values, strict=True))
+    return record_from_json(str(row[0]), shape)
+
+
+def insert(connection: sqlite3.Connection, record: TaskRecord) -> int:
+    """Store a new record; return its ``seq``."""
+    values = [_column(name, getattr(record, name)) for name in RECORD_FIELDS[:-1]]
+    seq = connection.execute(_INSERT, values).lastrowid
+    assert seq is not None
+    return seq
+
+
+def update(connection: sqlite3.Connection, before: TaskRecord, after: TaskRecord) -> None:
+    """Store what changed from ``before`` to ``after``, and nothing else."""
+    names: list[str] = []
+    values: list[Any] = []
+    for name in RECORD_FIELDS:
+        value = getattr(after, name)
+        if value is not getattr(before, name):
+            names.append(name)
+            values.append(_column(name, value))
+    assignments = ", ".join(f"{name} = ?" for name in names)
+    values.append(before.seq)
+    connection.execute(f"UPDATE tasks SET {assignments} WHERE seq = ?", values)  # noqa: S608
+
+
+def _column(name: str, value: Any) -> Any:
+    convert = _TO_COLUMN.get(name)
+    return value if convert is None else convert(value)
