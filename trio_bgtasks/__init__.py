@@ -44,6 +44,7 @@ from ._lifecycle import Registered as Registered
 from ._lifecycle import apply as apply
 
 # Runtime
+from ._hints import Subscription as Subscription
 from ._manager import BackgroundTaskManager as BackgroundTaskManager
 from ._manager import open_task_manager as open_task_manager
 
@@ -52,6 +53,7 @@ from ._records import Cancelled as Cancelled
 from ._records import ExternalRef as ExternalRef
 from ._records import Failed as Failed
 from ._records import JournalEntry as JournalEntry
+from ._records import Notice as Notice
 from ._records import OutputPage as OutputPage
 from ._records import Progress as Progress
 from ._records import Stopped as Stopped
