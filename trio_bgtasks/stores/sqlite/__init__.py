@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ._store import SqliteTaskStore
-
-__all__ = ["SqliteTaskStore"]
+from ._inspect import ExecutorReport as ExecutorReport
+from ._inspect import StoreReport as StoreReport
+from ._store import SqliteTaskStore as SqliteTaskStore

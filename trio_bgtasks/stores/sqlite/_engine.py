@@ -69,8 +69,10 @@ class _Job:
 class Engine:
     """The connections to one file: a writing one with its thread, a few reading ones."""
 
-    def __init__(self, path: Path, writer: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, synchronous: Synchronous, writer: sqlite3.Connection) -> None:
         self.path = path
+        self.synchronous = synchronous
+        (self.journal_mode,) = writer.execute("PRAGMA journal_mode").fetchone()
         self._pid = os.getpid()
         self._lock = threading.Lock()  # guards every job's state, and `_closed` with the queue
         self._closed = False
@@ -86,7 +88,7 @@ class Engine:
     async def open(cls, path: Path, synchronous: Synchronous) -> AsyncGenerator[Engine, None]:
         """Open the file, creating or migrating it; close it, all work done, at the end."""
         writer = await trio.to_thread.run_sync(open_writer, path, synchronous)
-        engine = cls(path, writer)
+        engine = cls(path, synchronous, writer)
         engine._thread.start()
         try:
             yield engine

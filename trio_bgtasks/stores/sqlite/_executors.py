@@ -142,18 +142,31 @@ def _renew(connection: sqlite3.Connection, *, executor_id: str, terms: LeaseTerm
 
 @attrs.frozen
 class Registration:
-    """A row of ``executors`` that is not fenced."""
+    """A row of ``executors``."""
 
     executor_id: str
     boot_id: str
     pid: int
+    registered_at_ms: int
     expires_at_ms: int
+    fenced_at_ms: int | None
 
     def is_dead(self, locks: Path, at_ms: int) -> bool:
         """On this boot of this host the lock alone decides; elsewhere nothing but the lease can."""
+        if self.fenced_at_ms is not None:
+            return True
         if self.boot_id == boot_id():
             return not is_held(lock_path(locks, self.executor_id))
         return self.expires_at_ms <= at_ms
+
+
+def registrations(connection: sqlite3.Connection) -> list[Registration]:
+    """Return every executor that is known, in order of registration."""
+    rows = connection.execute(
+        "SELECT executor_id, boot_id, pid, registered_at_ms, expires_at_ms, fenced_at_ms "
+        "FROM executors ORDER BY executor_id"
+    ).fetchall()
+    return [Registration(*row) for row in rows]
 
 
 async def sweep(
@@ -164,11 +177,11 @@ async def sweep(
     A record that is registered between the probe and the fence is not missed: it is found after
     the fence, and none follows it.
     """
-    alive, forlorn, own = await engine.read(partial(_survey, executor_id=executor_id))
+    rows, forlorn, own = await engine.read(partial(_survey, executor_id=executor_id))
     if suspect is not None:
-        alive = [row for row in alive if row.executor_id == suspect]
+        rows = [row for row in rows if row.executor_id == suspect]
         forlorn = [name for name in forlorn if name == suspect]
-    dead = await trio.to_thread.run_sync(_probe, alive, locks, at_ms)
+    dead = await trio.to_thread.run_sync(_probe, rows, locks, at_ms)
     fenced = [
         name
         for name in dead
@@ -191,7 +204,7 @@ async def sweep(
 def _survey(
     connection: sqlite3.Connection, *, executor_id: str
 ) -> tuple[list[Registration], list[str], list[tuple[str, int]]]:
-    """Return who is not fenced, whose running tasks have nobody, and what the sweeper runs."""
+    """Return who is known, whose running tasks have nobody, and what the sweeper runs."""
     forlorn = connection.execute(
         "SELECT DISTINCT executor_id FROM tasks WHERE executor_id IS NOT NULL "
         "AND executor_id NOT IN (SELECT executor_id FROM executors WHERE fenced_at_ms IS NULL)"
@@ -199,20 +212,13 @@ def _survey(
     own = connection.execute(
         "SELECT task_id, attempt FROM tasks WHERE executor_id = ? ORDER BY seq", (executor_id,)
     ).fetchall()
-    return unfenced(connection), [name for (name,) in forlorn], own
+    return registrations(connection), [name for (name,) in forlorn], own
 
 
-def unfenced(connection: sqlite3.Connection) -> list[Registration]:
-    """Return the executors that nobody has declared dead."""
-    rows = connection.execute(
-        "SELECT executor_id, boot_id, pid, expires_at_ms FROM executors "
-        "WHERE fenced_at_ms IS NULL ORDER BY executor_id"
-    ).fetchall()
-    return [Registration(*row) for row in rows]
-
-
-def _probe(registrations: list[Registration], locks: Path, at_ms: int) -> list[str]:
-    return [row.executor_id for row in registrations if row.is_dead(locks, at_ms)]
+def _probe(rows: list[Registration], locks: Path, at_ms: int) -> list[str]:
+    return [
+        row.executor_id for row in rows if row.fenced_at_ms is None and row.is_dead(locks, at_ms)
+    ]
 
 
 def _fence(connection: sqlite3.Connection, *, executor_id: str, at_ms: int) -> None:

@@ -15,6 +15,7 @@ from .._protocol import PAGE, ExecutorHandle, LeaseTerms, RecordPage, SweepRepor
 from . import _changes, _executors, _queries
 from ._connection import Synchronous
 from ._engine import Engine
+from ._inspect import StoreReport, inspect
 
 
 class SqliteTaskStore:
@@ -159,6 +160,16 @@ class SqliteTaskStore:
         return await self._engine.read(
             lambda connection: _queries.cancel_marks(connection, executor_id)
         )
+
+    # ---- for the host -------------------------------------------------------------------------
+
+    async def inspect(self) -> StoreReport:
+        """Return the state of the file, of its executors and records. Changes nothing.
+
+        It reads everything: not for a hot path. While it checks a large file that is not in WAL
+        mode, other processes may have to wait, or be refused with `StoreBusy`.
+        """
+        return await inspect(self._engine, self._locks)
 
 
 def _database_path(path: str | os.PathLike[str]) -> Path:
