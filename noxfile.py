@@ -32,8 +32,10 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def floors(session: nox.Session) -> None:
-    """Run the tests with every core dependency at its lower bound."""
-    floors = [floor.replace(">=", "==") for floor in PROJECT["project"]["dependencies"]]
+    """Run the tests with every dependency, also of the extras, at its lower bound."""
+    project = PROJECT["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["cli"]]
+    floors = [requirement.replace(">=", "==") for requirement in needed]
     session.install("-e", ".[cli]", *floors, *groups("tests"))
     session.run("pytest", *session.posargs)
 
