@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, TypeVar
 
-from ..._errors import InvalidValue, StoreBusy, TaskError, TaskStoreError
+from ..._errors import InvalidValue, StoreBusy, TaskStoreError
 from .._hostlock import make_private_folder
 from ._schema import SCHEMA_VERSION, check_header, migrate
 
@@ -45,10 +45,16 @@ def open_writer(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
         StoreBusy: another process would not let go of the file.
         TaskStoreError: it cannot be a store: no database, another application's, not writable.
     """
+    prefix = f"cannot open the task store {path}"
     try:
         return _open_writer(path, synchronous)
-    except (OSError, sqlite3.Error, TaskStoreError) as error:
-        raise _opening_error(path, error) from error
+    except OSError as error:
+        raise TaskStoreError(f"{prefix}: {error.strerror}") from error
+    except TaskStoreError as error:
+        raise type(error)(f"{prefix}: {error}") from error.__cause__
+    except sqlite3.Error as error:
+        ours = store_error(error)
+        raise type(ours)(f"{prefix}: {ours}") from error
 
 
 def _open_writer(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
@@ -83,33 +89,49 @@ def open_reader(path: Path) -> sqlite3.Connection:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(
-        path, timeout=_NATIVE_BUSY_S, isolation_level=None, check_same_thread=False
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?mode=rw",  # a file that was removed is an error, not a new store
+        uri=True,
+        timeout=_NATIVE_BUSY_S,
+        isolation_level=None,
+        check_same_thread=False,
     )
+    connection.text_factory = _text
+    return connection
+
+
+def _text(data: bytes) -> str | bytes:
+    """Return text, or the bytes of damaged text: one bad column must not hide a page of rows."""
+    try:
+        return str(data, "utf-8")
+    except UnicodeDecodeError:
+        return data
 
 
 def _set_journal_mode(connection: sqlite3.Connection) -> None:
     wanted = "truncate" if has_wal_reset_race() else "wal"
     try:
         while_busy(lambda: connection.execute(f"PRAGMA journal_mode = {wanted}").fetchone())
-    except StoreBusy:
+    except sqlite3.OperationalError as error:
+        if not is_busy(error):
+            raise
         (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
         if mode == "wal":
             # Only a SQLite with the race gets here: the others want nothing else.
             raise StoreBusy(
                 "another process uses it in WAL mode, which is not safe with this SQLite "
                 f"({sqlite3.sqlite_version}): use one version, at least 3.51.3, for all"
-            ) from None
+            ) from error
         # Every version is safe in the mode that the others keep it in.
 
 
 def begin(connection: sqlite3.Connection) -> None:
-    """Begin a write transaction; raise `StoreBusy` if others hold the write lock too long."""
+    """Begin a write transaction as soon as no other connection is writing."""
     while_busy(lambda: connection.execute("BEGIN IMMEDIATE"))
 
 
 def while_busy(step: Callable[[], _T]) -> _T:
-    """Return ``step()``, repeated while the file is busy; raise `StoreBusy` after `BUSY_S`.
+    """Return ``step()``, repeated for `BUSY_S` while other connections keep the file busy.
 
     The pauses are short and random, so that nobody starves.
     """
@@ -118,16 +140,15 @@ def while_busy(step: Callable[[], _T]) -> _T:
         try:
             return step()
         except sqlite3.OperationalError as error:
-            if not is_busy(error):
+            if not is_busy(error) or time.monotonic() > give_up_at:
                 raise
-            if time.monotonic() > give_up_at:
-                raise StoreBusy(
-                    f"another process kept the file busy for {BUSY_S:g} s; nothing was changed"
-                ) from error
         time.sleep(random.uniform(0.0005, 0.004))  # noqa: S311
 
 
 # ---- errors --------------------------------------------------------------------------------------
+
+SQLITE_ERRORS: Final = (sqlite3.Error, OverflowError, UnicodeError)
+"""What SQLite, or its binding of values, raises."""
 
 _BAD_VALUE = {
     sqlite3.SQLITE_CONSTRAINT,
@@ -150,22 +171,11 @@ def is_busy(error: sqlite3.Error) -> bool:
     return _primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def store_error(error: BaseException) -> BaseException:
-    """Return what ``error`` means in the words of this library, with ``error`` as its cause.
+def store_error(error: Exception) -> TaskStoreError:
+    """Return what one of `SQLITE_ERRORS` means to our callers. The only place where they become ours.
 
-    The only place where SQLite's errors become ours. Our own errors, and the errors of a faulty
-    unit of work, are returned as they are.
+    "Nothing was changed" may be said of a busy file: its transaction is always rolled back.
     """
-    if isinstance(error, TaskError) or not isinstance(
-        error, sqlite3.Error | OverflowError | UnicodeError
-    ):
-        return error
-    ours = _translate(error)
-    ours.__cause__ = error
-    return ours
-
-
-def _translate(error: Exception) -> TaskStoreError:
     if not isinstance(error, sqlite3.Error):
         return InvalidValue(f"SQLite cannot store a value: {error}")
     code = _primary_code(error)
@@ -173,7 +183,7 @@ def _translate(error: Exception) -> TaskStoreError:
     if unbound or code in _BAD_VALUE or isinstance(error, sqlite3.DataError):
         return InvalidValue(f"SQLite refuses a value: {error}")
     if is_busy(error):
-        return StoreBusy("another process kept the file busy; nothing was changed")
+        return StoreBusy("other processes keep the file busy; nothing was changed")
     trouble = None if code is None else _TROUBLE.get(code)
     return TaskStoreError(f"{trouble} ({error})" if trouble else f"SQLite failed: {error}")
 
@@ -181,14 +191,3 @@ def _translate(error: Exception) -> TaskStoreError:
 def _primary_code(error: sqlite3.Error) -> int | None:
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
-
-
-def _opening_error(path: Path, error: Exception) -> TaskStoreError:
-    if isinstance(error, TaskStoreError):
-        ours, why = error, str(error)
-    elif isinstance(error, OSError):
-        ours, why = TaskStoreError(), error.strerror or str(error)
-    else:
-        ours = _translate(error)
-        why = str(ours)
-    return type(ours)(f"cannot open the task store {path}: {why}")

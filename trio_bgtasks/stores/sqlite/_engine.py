@@ -12,7 +12,6 @@ the commit:
 from __future__ import annotations
 
 import enum
-import logging
 import os
 import queue
 import sqlite3
@@ -21,6 +20,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -30,6 +30,7 @@ import trio
 
 from ..._errors import StoreClosed, TaskStoreError
 from ._connection import (
+    SQLITE_ERRORS,
     Synchronous,
     begin,
     open_reader,
@@ -40,8 +41,6 @@ from ._connection import (
 
 _T = TypeVar("_T")
 _Work: TypeAlias = Callable[[sqlite3.Connection], _T]
-
-_log = logging.getLogger("trio_bgtasks.store")
 
 _LARGEST_BATCH: Final = 256
 _READERS: Final = 3
@@ -75,7 +74,8 @@ class Engine:
         (self.journal_mode,) = writer.execute("PRAGMA journal_mode").fetchone()
         self._pid = os.getpid()
         self._lock = threading.Lock()  # guards every job's state, and `_closed` with the queue
-        self._closed = False
+        self._closed = False  # nothing more is taken
+        self._drained = False  # the writing thread has seen the last job
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(
             target=self._serve, args=(writer,), name=f"bgtasks-sqlite {path.name}", daemon=True
@@ -102,9 +102,10 @@ class Engine:
         with self._lock:
             self._closed = True
             self._queue.put(None)
+            idle, self._idle_readers = self._idle_readers, []
+        for reader in idle:
+            reader.close()
         await trio.to_thread.run_sync(self._thread.join)
-        while self._idle_readers:
-            self._idle_readers.pop().close()
 
     # ---- callers ------------------------------------------------------------------------------
 
@@ -116,8 +117,7 @@ class Engine:
             TaskStoreError: the commit failed; whether it took effect is unknown.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        token, task = trio.lowlevel.current_trio_token(), trio.lowlevel.current_task()
-        job = _Job(work, token, task)
+        job = _Job(work, trio.lowlevel.current_trio_token(), trio.lowlevel.current_task())
         self._put(job)
 
         def withdraw(_: Any) -> trio.lowlevel.Abort:
@@ -162,58 +162,62 @@ class Engine:
     # ---- reading ------------------------------------------------------------------------------
 
     def _read(self, work: _Work[_T]) -> _T:
+        with self._lock:
+            connection = self._idle_readers.pop() if self._idle_readers else None
         try:
-            connection = self._idle_readers.pop()
-        except IndexError:
-            connection = open_reader(self.path)
-        try:
-            result = while_busy(lambda: _view(connection, work))
-        except BaseException as error:  # noqa: BLE001
-            connection.close()  # whatever is wrong with it, the next reader shall not meet it
-            raise store_error(error) from None
-        self._idle_readers.append(connection)
+            connection = connection or open_reader(self.path)
+            result = while_busy(partial(_view, connection, work))
+        except BaseException as error:
+            if connection is not None:
+                connection.close()  # whatever is wrong with it, the next reader shall not meet it
+            if isinstance(error, SQLITE_ERRORS):
+                raise store_error(error) from error
+            raise
+        with self._lock:
+            if not self._closed:
+                self._idle_readers.append(connection)
+                return result
+        connection.close()
         return result
 
     # ---- the writing thread -------------------------------------------------------------------
 
     def _serve(self, connection: sqlite3.Connection) -> None:
         try:
-            while (first := self._queue.get()) is not None:
-                batch = [first]
-                last = self._gather(batch)
-                self._work_off(connection, batch)
-                if last:
-                    break
-                if not self._queue.empty():
-                    time.sleep(_PAUSE_S)  # other processes may be waiting for the write lock
+            while not self._drained:
+                batch: list[_Job] = []
+                self._gather(batch, wait=True)
+                if batch:
+                    self._work_off(connection, batch)
+                    if not self._queue.empty():
+                        time.sleep(_PAUSE_S)  # another process may want the write lock
         finally:
             connection.close()
 
-    def _gather(self, batch: list[_Job]) -> bool:
-        """Add to ``batch`` what is waiting; return whether the store was closed after it."""
-        while len(batch) < _LARGEST_BATCH:
+    def _gather(self, batch: list[_Job], *, wait: bool) -> None:
+        """Add to ``batch`` what is in the queue; if ``wait``, at least one job or the end."""
+        while len(batch) < _LARGEST_BATCH and not self._drained:
             try:
-                job = self._queue.get_nowait()
+                job = self._queue.get(block=wait and not batch)
             except queue.Empty:
-                return False
+                return
             if job is None:
-                return True
-            batch.append(job)
-        return False
+                self._drained = True
+            else:
+                batch.append(job)
 
     def _work_off(self, connection: sqlite3.Connection, batch: list[_Job]) -> None:
-        together = True
-        alone: list[_Job] = []
         taken: list[_Job] = []
+        alone: list[_Job] = []
         try:
-            begin(connection)
+            begin(connection)  # until then every caller may still withdraw
+            self._gather(batch, wait=False)
             taken = self._take(batch)
             alone = _run(connection, taken)
         except BaseException as error:  # noqa: BLE001
             taken = taken or self._take(batch)
             _fail(connection, taken, error)
-            together = False
-        for job in alone if together else ():
+        for job in alone:
             try:
                 begin(connection)
                 _run(connection, [job])
@@ -248,7 +252,7 @@ def _run(connection: sqlite3.Connection, jobs: list[_Job]) -> list[_Job]:
         try:
             job.outcome = outcome.Value(job.work(connection))
         except Exception as error:  # noqa: BLE001
-            job.outcome = outcome.Error(store_error(error))
+            job.outcome = outcome.Error(_ours(error))
             if not connection.in_transaction:
                 return [other for other in jobs if other is not job]
             connection.execute("ROLLBACK TO job")
@@ -261,19 +265,19 @@ def _fail(connection: sqlite3.Connection, jobs: list[_Job], error: BaseException
     """Answer ``jobs`` with ``error``: none of them, a refused one neither, was committed."""
     if connection.in_transaction:
         connection.execute("ROLLBACK")
-    for job in jobs:
-        job.outcome = outcome.Error(_own_copy(store_error(error)))
+    for job in jobs:  # an error of its own for each: whoever raises it adds a traceback
+        ours = _ours(error)
+        if ours is error:
+            ours = TaskStoreError(f"the transaction failed: {error!r}")
+        job.outcome = outcome.Error(ours)
 
 
-def _own_copy(error: BaseException) -> BaseException:
-    """Return an error that one caller may raise: each adds its own traceback."""
-    if not isinstance(error, TaskStoreError):
-        wrapped = TaskStoreError(f"the writing thread failed: {error!r}")
-        wrapped.__cause__ = error
-        return wrapped
-    copy = type(error)(*error.args)
-    copy.__cause__ = error.__cause__
-    return copy
+def _ours(error: BaseException) -> BaseException:
+    if not isinstance(error, SQLITE_ERRORS):
+        return error
+    ours = store_error(error)
+    ours.__cause__ = error
+    return ours
 
 
 def _deliver(jobs: list[_Job]) -> None:

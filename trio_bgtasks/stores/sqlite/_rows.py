@@ -72,6 +72,9 @@ _BOOL_AT: Final = tuple(RECORD_FIELDS.index(name) for name in ("background", "su
 def to_record(row: Sequence[Any]) -> TaskRecord:
     """Return the record of a row of `COLUMNS`; raise `CorruptRecord` if it is none."""
     values = list(row)
+    for at, value in enumerate(values):
+        if type(value) is bytes:
+            raise CorruptRecord(str(row[0]), f"{RECORD_FIELDS[at]}: not UTF-8")
     for at in _JSON_AT:
         text = values[at]
         if text is not None:
@@ -95,16 +98,16 @@ def insert(connection: sqlite3.Connection, record: TaskRecord) -> int:
 
 def update(connection: sqlite3.Connection, before: TaskRecord, after: TaskRecord) -> None:
     """Store what changed from ``before`` to ``after``, and nothing else."""
-    names: list[str] = []
-    values: list[Any] = []
-    for name in RECORD_FIELDS:
-        value = getattr(after, name)
-        if value is not getattr(before, name):
-            names.append(name)
-            values.append(_column(name, value))
-    assignments = ", ".join(f"{name} = ?" for name in names)
-    values.append(before.seq)
-    connection.execute(f"UPDATE tasks SET {assignments} WHERE seq = ?", values)  # noqa: S608
+    changed = [
+        (name, value)
+        for name in RECORD_FIELDS
+        if (value := getattr(after, name)) is not getattr(before, name)
+    ]
+    if changed:
+        assignments = ", ".join(f"{name} = ?" for name, _ in changed)
+        values = [_column(name, value) for name, value in changed]
+        sql = f"UPDATE tasks SET {assignments} WHERE seq = ?"  # noqa: S608
+        connection.execute(sql, (*values, before.seq))
 
 
 def _column(name: str, value: Any) -> Any:
