@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.values import containers, json_values
 from trio_bgtasks._json import (
     MAX_BYTES,
     MAX_DEPTH,
@@ -26,18 +27,6 @@ from trio_bgtasks._json import (
     json_value,
     new_id,
     shorten,
-)
-
-# What hypothesis calls text holds no surrogates; U+0000 is ours to leave out.
-texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(1 << 63), (1 << 63) - 1)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | texts,
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(texts, inner, max_size=5),
-    max_leaves=20,
 )
 
 
@@ -75,19 +64,11 @@ class Point(NamedTuple):
 
 
 def nested(depth: int) -> Any:
+    """Return a number inside so many lists."""
     value: Any = 1
     for _ in range(depth):
         value = [value]
     return value
-
-
-def containers(value: Any) -> set[int]:
-    """Return the identities of every list and object in a value."""
-    if isinstance(value, dict):
-        return {id(value)}.union(*map(containers, value.values()))
-    if isinstance(value, list):
-        return {id(value)}.union(*map(containers, value))
-    return set()
 
 
 @given(json_values)
@@ -102,22 +83,22 @@ def test_a_copy_is_equal_plain_and_shares_no_container(value: Any) -> None:
     assert not containers(copied) & containers(cloned)
 
 
-@pytest.mark.parametrize(
-    ("given_value", "plain"),
-    [
-        (Colour.RED, "red"),
-        (Loud("quiet"), "quiet"),
-        (Level.HIGH, 3),
-        (Odd(7), 7),
-        (Half(0.5), 0.5),
-        (True, True),
-        (Point(1, 2), [1, 2]),
-        ((1, (2,)), [1, [2]]),
-        (OrderedDict(b=1, a=2), {"b": 1, "a": 2}),
-        ({Colour.RED: 1, Loud("quiet"): 2}, {"red": 1, "quiet": 2}),
-        ([{}, [], (), ""], [{}, [], [], ""]),
-    ],
-)
+PLAIN: list[tuple[Any, Any]] = [
+    (Colour.RED, "red"),
+    (Loud("quiet"), "quiet"),
+    (Level.HIGH, 3),
+    (Odd(7), 7),
+    (Half(0.5), 0.5),
+    (True, True),
+    (Point(1, 2), [1, 2]),
+    ((1, (2,)), [1, [2]]),
+    (OrderedDict(b=1, a=2), {"b": 1, "a": 2}),
+    ({Colour.RED: 1, Loud("quiet"): 2}, {"red": 1, "quiet": 2}),
+    ([{}, [], (), ""], [{}, [], [], ""]),
+]
+
+
+@pytest.mark.parametrize(("given_value", "plain"), PLAIN)
 def test_subclasses_become_the_plain_values_that_they_hold(given_value: Any, plain: Any) -> None:
     """Enums and other subclasses are stored as what they are, whatever their own str() says."""
     copied = copy_json(given_value)

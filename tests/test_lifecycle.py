@@ -130,8 +130,10 @@ def resume(at_ms: int = 30, **changes: object) -> AttemptStarted:
             CheckpointSaved(0, "ex_1", 2, None),
             Facts(),
             StaleAttempt,
-            "attempt 2 of task 'bg_1' may not write any more "
-            "(current attempt: 1, current status: running)",
+            (
+                "attempt 2 of task 'bg_1' may not write any more "
+                "(current attempt: 1, current status: running)"
+            ),
         ),
         (
             registered(),

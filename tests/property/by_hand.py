@@ -35,30 +35,31 @@ STATES = (
 )
 
 
-def _row(*cells: str) -> dict[str, str]:
+def row(*cells: str) -> dict[str, str]:
     """Spread six cells over the eight states: the three terminal ones are alike."""
     return dict(zip(STATES, (*cells, cells[5], cells[5]), strict=True))
 
 
-# Statuses are written as they are, errors by these short names.
-_exists, _late, _early = "TaskExists", "TaskNotRunning", "TaskNotStopped"
-_unknown, _never = "UnknownTask", "TaskNotResumable"
+# Statuses and errors, by short names.
+running, completed, failed, cancelled, stopped = (status.value for status in TaskStatus)
+exists, late, early = "TaskExists", "TaskNotRunning", "TaskNotStopped"
+unknown, never = "UnknownTask", "TaskNotResumable"
 
 # fmt: off
 TABLE: dict[str, dict[str, str]] = {
-    #                            nothing    running      + cancel     stopped      for good     ended
-    "Registered":           _row("running", _exists,     _exists,     _exists,     _exists,     _exists),
-    "Finished(Success)":    _row(_unknown,  "completed", "cancelled", _late,       _late,       _late),
-    "Finished(Failed)":     _row(_unknown,  "failed",    "cancelled", _late,       _late,       _late),
-    "Finished(Cancelled)":  _row(_unknown,  "cancelled", "cancelled", _late,       _late,       _late),
-    "Finished(Stopped)":    _row(_unknown,  "stopped",   "cancelled", _late,       _late,       _late),
-    "Finished with a mark": _row(_unknown,  "cancelled", "cancelled", _late,       _late,       _late),
-    "CancelRequested":      _row(_unknown,  "running",   "running",   "cancelled", "cancelled", _late),
-    "CheckpointSaved":      _row(_unknown,  "running",   "running",   _late,       _late,       _late),
-    "ProgressReported":     _row(_unknown,  "running",   "running",   _late,       _late,       _late),
-    "OutputAppended":       _row(_unknown,  "running",   "running",   _late,       _late,       _late),
-    "Orphaned":             _row(_unknown,  "stopped",   "cancelled", _late,       _late,       _late),
-    "AttemptStarted":       _row(_unknown,  _early,      _early,      "running",   _never,      _early),
+    #                           nothing    running    + cancel   stopped    for good   ended
+    "Registered":           row(running,   exists,    exists,    exists,    exists,    exists),
+    "Finished(Success)":    row(unknown,   completed, cancelled, late,      late,      late),
+    "Finished(Failed)":     row(unknown,   failed,    cancelled, late,      late,      late),
+    "Finished(Cancelled)":  row(unknown,   cancelled, cancelled, late,      late,      late),
+    "Finished(Stopped)":    row(unknown,   stopped,   cancelled, late,      late,      late),
+    "Finished with a mark": row(unknown,   cancelled, cancelled, late,      late,      late),
+    "CancelRequested":      row(unknown,   running,   running,   cancelled, cancelled, late),
+    "CheckpointSaved":      row(unknown,   running,   running,   late,      late,      late),
+    "ProgressReported":     row(unknown,   running,   running,   late,      late,      late),
+    "OutputAppended":       row(unknown,   running,   running,   late,      late,      late),
+    "Orphaned":             row(unknown,   stopped,   cancelled, late,      late,      late),
+    "AttemptStarted":       row(unknown,   early,     early,     running,   never,     early),
 }
 # fmt: on
 
@@ -216,24 +217,26 @@ def _changed_otherwise(record: TaskRecord | None, event: Event) -> dict[str, Any
         case OutputAppended():
             return {"output_bytes": _end(record, event.offset, event.text)}
         case Finished():
-            changes: dict[str, Any] = {
-                "output_bytes": _end(record, event.output_offset, event.output)
-            }
-            changes |= {"error": None, "result": None, "result_ref": None}
-            if record.cancel_requested_at_ms is None:
-                changes["cancel_requested_at_ms"] = event.cancel_requested_at_ms
-            match event.outcome:
-                case Success(value, ref):
-                    changes |= {"result": value, "result_ref": ref}
-                case Failed(error, value):
-                    changes |= {"error": error, "result": value}
-                case Stopped(reason):
-                    changes |= {"error": reason}
-                case Cancelled():
-                    pass
-            return changes
+            return _changed_by_an_end(record, event)
         case _:
             raise AssertionError(event)
+
+
+def _changed_by_an_end(record: TaskRecord, event: Finished) -> dict[str, Any]:
+    changes: dict[str, Any] = {"error": None, "result": None, "result_ref": None}
+    changes["output_bytes"] = _end(record, event.output_offset, event.output)
+    if record.cancel_requested_at_ms is None:
+        changes["cancel_requested_at_ms"] = event.cancel_requested_at_ms
+    match event.outcome:
+        case Success(value, ref):
+            changes |= {"result": value, "result_ref": ref}
+        case Failed(error, value):
+            changes |= {"error": error, "result": value}
+        case Stopped(reason):
+            changes |= {"error": reason}
+        case Cancelled():
+            pass
+    return changes
 
 
 def _end(record: TaskRecord, offset: int, text: str) -> int:
