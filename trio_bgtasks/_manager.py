@@ -390,16 +390,18 @@ class BackgroundTaskManager:
         if self._waits_for_caller(lambda slot: slot.task_id == task_id):
             raise RuntimeError("wait() would wait for the task that calls it")
         with self._hints.watch(task_id) as watch:
+            while (slot := self._own_slot(owner_thread_id, task_id)) is not None:
+                await slot.freed.wait()
+                if slot.record is not None and slot.record.status is not TaskStatus.RUNNING:
+                    return slot.record.summary()  # what was stored last: the truth, unread
             while True:
                 changed = watch.event
-                if self._own_slot(owner_thread_id, task_id) is None:
-                    record = self._known(task_id, await self._settled(owner_thread_id, task_id))
-                    if record.status is not TaskStatus.RUNNING:
-                        return self._summary(record)
+                record = self._known(task_id, await self._settled(owner_thread_id, task_id))
+                if record.status is not TaskStatus.RUNNING:
+                    return self._summary(record)
                 if self._hints.closed:
                     raise ManagerClosed("the task manager is closed")
-                poll_s = float("inf") if task_id in self._slots else self._config.poll_s
-                with trio.move_on_after(poll_s):
+                with trio.move_on_after(self._config.poll_s):
                     await changed.wait()
 
     # ---- announcing ---------------------------------------------------------------------------
