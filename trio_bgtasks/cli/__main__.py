@@ -1,0 +1,10 @@
+"""``python -m trio_bgtasks.cli``: the command, also where its script is not installed."""
+
+from __future__ import annotations
+
+import sys
+
+from . import main
+
+if __name__ == "__main__":
+    sys.exit(main())

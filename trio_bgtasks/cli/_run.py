@@ -1,0 +1,184 @@
+"""``run`` and ``resume``: shell tasks in this process, watched until they end."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import attrs
+import trio
+
+from .._background import RUN_IN_BACKGROUND_PARAM, BackgroundCapable
+from .._errors import TaskNotResumable, TaskNotStopped, UnknownTask
+from .._json import JsonObject
+from .._manager import BackgroundTaskManager
+from .._records import TaskRecord, TaskStatus
+from .._tool import ToolCallContext
+from ..tools.shell import ShellTool
+from ._session import CommandError, Session, complain, exit_code, find_all, owned
+from ._text import last_line, one_line
+from ._views import OwnedTask, is_live, live_grid, say, say_json, show, tasks_grid, tasks_json
+
+_REDRAW_S = 0.25
+_TAIL_BYTES = 1000
+
+
+@attrs.define
+class _Begun:
+    """A task that this command started; ``ended`` is how it stood when it ended."""
+
+    owner: str
+    task_id: str
+    ended: OwnedTask | None = None
+
+
+async def run(session: Session, commands: Sequence[str], *, owner: str, resumable: bool) -> int:
+    """Run each command as a background shell task; return when all have ended."""
+
+    async def start(manager: BackgroundTaskManager, begun: list[_Begun]) -> None:
+        tool = BackgroundCapable(ShellTool(supports_resume=resumable), manager)
+        for command in commands:
+            # The folder is stored: a resume elsewhere goes on in the same one.
+            args: JsonObject = {"command": command, "cwd": str(Path.cwd())}
+            await _start(tool, owner, args, begun)
+
+    return await _see_through(session, start)
+
+
+async def resume(session: Session, task_ids: tuple[str, ...]) -> int:
+    """Run stopped shell tasks again, all or none; return when they have ended."""
+
+    async def start(manager: BackgroundTaskManager, begun: list[_Begun]) -> None:
+        records = await find_all(manager, task_ids)
+        tool = ShellTool(supports_resume=True)
+        for record in records:
+            _check_resumable(record, tool.task_type)
+        wrapped = BackgroundCapable(tool, manager)
+        for record in records:
+            await _start(wrapped, record.owner_thread_id, {"task_id": record.task_id}, begun)
+
+    return await _see_through(session, start)
+
+
+def _check_resumable(record: TaskRecord, task_type: str) -> None:
+    if record.task_type != task_type:
+        reason = f"it is a {record.task_type} task; only {task_type} tasks can be resumed here"
+        raise TaskNotResumable(record.task_id, reason)
+    if record.status is not TaskStatus.STOPPED:
+        raise TaskNotStopped(record.task_id, record.status)
+    if not record.supports_resume:
+        raise TaskNotResumable(record.task_id, "it was not started with --resumable")
+
+
+async def _start(
+    tool: BackgroundCapable, owner: str, args: JsonObject, begun: list[_Begun]
+) -> None:
+    call = {**args, RUN_IN_BACKGROUND_PARAM: True}
+    tool.validate_args(call)
+    result = await tool.execute(call, ToolCallContext(thread_id=owner))
+    if result.is_error:
+        raise CommandError(result.message or "the task was not started")
+    if result.data["status"] != "running_in_background":
+        # Somebody else was faster.
+        raise TaskNotStopped(result.data["task_id"], result.data["status"])
+    begun.append(_Begun(owner, result.data["task_id"]))
+
+
+# ---- watching ------------------------------------------------------------------------------------
+
+
+async def _see_through(
+    session: Session,
+    start: Callable[[BackgroundTaskManager, list[_Begun]], Awaitable[None]],
+) -> int:
+    """Start tasks, watch them to their ends, print how they ended, however this is ended."""
+    begun: list[_Begun] = []
+    tasks: list[OwnedTask] = []
+    try:
+        async with session.manager() as manager:
+            try:
+                await start(manager, begun)
+                await _watch(session, manager, begun)
+            except trio.Cancelled:
+                complain("stopping")
+                raise
+    finally:
+        with trio.CancelScope(shield=True):
+            tasks += await _ends(session, begun)
+        if tasks:
+            _summarise(session, tasks)
+    return exit_code(tasks)
+
+
+async def _watch(session: Session, manager: BackgroundTaskManager, begun: list[_Begun]) -> None:
+    if not session.json and is_live():
+        await _watch_live(manager, begun)
+        return
+    if not session.json:
+        for task in begun:
+            say(f"{one_line(task.task_id)}  started")
+    await _wait_for(manager, list(begun))
+
+
+async def _wait_for(manager: BackgroundTaskManager, pending: list[_Begun]) -> None:
+    """Wait for one after the other and take it from the list; may be cancelled and called again."""
+    while pending:
+        task = pending[0]
+        summary = await manager.wait(task.owner, task.task_id)
+        task.ended = await owned(manager, task.owner, summary)
+        del pending[0]
+
+
+async def _watch_live(manager: BackgroundTaskManager, begun: list[_Begun]) -> None:
+    from rich.console import Console  # noqa: PLC0415 - slow to import, and for a terminal only
+    from rich.live import Live  # noqa: PLC0415
+
+    console = Console(highlight=False)
+    pending = list(begun)
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while pending:
+            rows = [await _look(manager, task) for task in begun]
+            live.update(live_grid(rows, console.height).rich(), refresh=True)
+            with trio.move_on_after(_REDRAW_S):
+                await _wait_for(manager, pending)
+
+
+async def _look(manager: BackgroundTaskManager, begun: _Begun) -> tuple[OwnedTask, str]:
+    """Return how a task stands, and the last line of its output."""
+    owner, task_id = begun.owner, begun.task_id
+    task = begun.ended
+    if task is None:
+        summary = await manager.get(owner, task_id)
+        if summary is None:
+            raise UnknownTask(task_id)
+        task = await owned(manager, owner, summary)
+    page = await manager.output(owner, task_id, offset=-_TAIL_BYTES, limit=_TAIL_BYTES)
+    return task, last_line(page.text)
+
+
+# ---- the summary ---------------------------------------------------------------------------------
+
+
+async def _ends(session: Session, begun: list[_Begun]) -> list[OwnedTask]:
+    """Return how the tasks ended; those whose end was not waited for are read back."""
+    if any(task.ended is None for task in begun):
+        async with session.manager() as manager:
+            for task in begun:
+                summary = await manager.get(task.owner, task.task_id)
+                if summary is not None:
+                    task.ended = await owned(manager, task.owner, summary)
+    return [task.ended for task in begun if task.ended is not None]
+
+
+def _summarise(session: Session, tasks: list[OwnedTask]) -> None:
+    if session.json:
+        say_json(tasks_json(tasks))
+        return
+    show(tasks_grid(tasks))
+    again = [
+        task.summary.task_id
+        for task in tasks
+        if task.summary.status is TaskStatus.STOPPED and task.summary.supports_resume
+    ]
+    if again:
+        say(f"to go on: trio-bgtasks resume {' '.join(again)}")

@@ -1,0 +1,254 @@
+"""What the commands print: tables for people (plain, or with colour on a terminal) and JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import attrs
+
+from .._json import JsonObject, JsonValue
+from .._records import JournalEntry, TaskRecord, TaskStatus, TaskSummary, ref_to_json
+from ._text import moment, one_line, size, span
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_STYLES: dict[str, str] = {
+    TaskStatus.RUNNING: "cyan",
+    TaskStatus.COMPLETED: "green",
+    TaskStatus.FAILED: "red",
+    TaskStatus.CANCELLED: "magenta",
+    TaskStatus.STOPPED: "yellow",
+}
+
+
+@attrs.frozen
+class Grid:
+    """A table of safe text.
+
+    Where a terminal is too narrow, ``cut`` columns are shortened and ``wrapped`` ones take several
+    lines; the others, ids among them, stay whole.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    cut: Sequence[str] = ()
+    wrapped: Sequence[str] = ()
+    header: bool = True
+
+    def plain(self) -> str:
+        """Return the lines, columns aligned, nothing shortened."""
+        table = [self.columns, *self.rows] if self.header else self.rows
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in table
+        )
+
+    def rich(self) -> Table:
+        """Return the table for a terminal."""
+        from rich.table import Table  # noqa: PLC0415 - slow to import, and for a terminal only
+        from rich.text import Text  # noqa: PLC0415
+
+        table = Table(box=None, pad_edge=False, show_header=self.header, header_style="bold")
+        for name in self.columns:
+            table.add_column(name, no_wrap=name not in self.cut and name not in self.wrapped)
+        for row in self.rows:
+            cells = [Text(cell, style=_STYLES.get(cell, "")) for cell in row]
+            for name, cell in zip(self.columns, cells, strict=True):
+                cell.no_wrap = name not in self.wrapped
+                cell.overflow = "fold" if name in self.wrapped else "ellipsis"
+            table.add_row(*cells)
+        return table
+
+
+def is_live() -> bool:
+    """Tell whether a person looks at standard output."""
+    return sys.stdout.isatty()
+
+
+def say(text: str = "") -> None:
+    """Print a line of safe text, at once."""
+    print(text, flush=True)  # noqa: T201 - the one door to standard output
+
+
+def show(grid: Grid) -> None:
+    """Print a table, with colour on a terminal."""
+    if not is_live():
+        say(grid.plain())
+        return
+    from rich.console import Console  # noqa: PLC0415 - slow to import, and for a terminal only
+
+    Console(highlight=False).print(grid.rich())
+
+
+def say_json(value: JsonValue) -> None:
+    """Print JSON in ASCII: it steers no terminal, and every encoding has it."""
+    say(json.dumps(value, indent=2))
+
+
+# ---- tasks ---------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class OwnedTask:
+    """A task as its owner sees it, who that is, and when its latest attempt began."""
+
+    owner_thread_id: str
+    summary: TaskSummary
+    began_ms: int
+
+    def to_json(self) -> JsonObject:
+        """Return the summary's shape and the owner."""
+        return {"owner_thread_id": self.owner_thread_id, **self.summary.to_json()}
+
+
+def tasks_json(tasks: Iterable[OwnedTask]) -> JsonObject:
+    """Return the JSON shape of a list of tasks."""
+    return {"tasks": [task.to_json() for task in tasks]}
+
+
+def tasks_grid(tasks: Sequence[OwnedTask], *, owners: bool = False) -> Grid:
+    """Return the table of tasks: how each stands, its latest attempt's time, why it ended so."""
+    columns = ["TASK", "STATUS", "ATTEMPT", "TIME", "DESCRIPTION", "DETAIL"]
+    rows = [
+        [*standing(task), one_line(task.summary.description), detail(task.summary)]
+        for task in tasks
+    ]
+    if owners:
+        columns.insert(1, "OWNER")
+        for row, task in zip(rows, tasks, strict=True):
+            row.insert(1, one_line(task.owner_thread_id))
+    return Grid(columns, rows, cut=("DESCRIPTION", "DETAIL"))
+
+
+def live_grid(tasks: Sequence[tuple[OwnedTask, str]], height: int) -> Grid:
+    """Return the table of tasks under way, each with the last line of its output.
+
+    Where there are more than ``height`` lines show, those that run come first.
+    """
+    room = max(1, height - 3)
+    shown = tasks
+    if len(tasks) > room:
+        runs = [task.summary.status is TaskStatus.RUNNING for task, _ in tasks]
+        order = sorted(range(len(tasks)), key=lambda n: (not runs[n], n))
+        shown = [tasks[n] for n in sorted(order[:room])]
+    columns = ("TASK", "STATUS", "ATTEMPT", "TIME", "DESCRIPTION", "LAST LINE")
+    rows = [[*standing(task), one_line(task.summary.description), line] for task, line in shown]
+    if len(shown) < len(tasks):
+        rows.append([f"and {len(tasks) - len(shown)} more", *[""] * (len(columns) - 1)])
+    return Grid(columns, rows, cut=("DESCRIPTION", "LAST LINE"))
+
+
+def standing(task: OwnedTask) -> list[str]:
+    """Return the first cells of a task's row: id, status, attempt, time."""
+    summary = task.summary
+    until_ms = summary.completed_at_ms
+    until_s = time.time() if until_ms is None else until_ms / 1000
+    return [
+        one_line(summary.task_id),
+        summary.status.value,
+        str(summary.attempt),
+        span(until_s - task.began_ms / 1000),
+    ]
+
+
+def detail(summary: TaskSummary) -> str:
+    """Return what there is to say beside the status: why it ended so, how far it is."""
+    if summary.persistence_error is not None:
+        return one_line(summary.persistence_error)
+    if summary.queued:
+        return "queued"
+    if summary.error is not None:
+        return one_line(summary.error)
+    progress = summary.progress
+    if progress is None:
+        return ""
+    parts = [f"{progress.done:g}" if progress.total is None else _of(progress.done, progress.total)]
+    if progress.message is not None:
+        parts.append(progress.message)
+    return one_line(" ".join(parts))
+
+
+def _of(done: float, total: float) -> str:
+    return f"{done:g}/{total:g}"
+
+
+# ---- one task ------------------------------------------------------------------------------------
+
+
+def record_json(record: TaskRecord, journal: Sequence[JournalEntry]) -> JsonObject:
+    """Return everything that is stored of a task but its output."""
+    task: JsonObject = {
+        "owner_thread_id": record.owner_thread_id,
+        **record.summary().to_json(),
+        "args": record.args,
+        "background": record.background,
+        "checkpoint": record.checkpoint,
+        "cancel_requested_at_ms": record.cancel_requested_at_ms,
+        "executor_id": record.executor_id,
+        "idempotency_key": record.idempotency_key,
+        "output_bytes": record.output_bytes,
+        "updated_at_ms": record.updated_at_ms,
+    }
+    return {"task": task, "journal": [_entry_json(entry) for entry in journal]}
+
+
+def _entry_json(entry: JournalEntry) -> JsonObject:
+    return attrs.asdict(entry)
+
+
+def record_grid(record: TaskRecord) -> Grid:
+    """Return the fields of a task that say something, one a row."""
+    ref = None if record.result_ref is None else ref_to_json(record.result_ref)
+    fields: list[tuple[str, str]] = [
+        ("task", record.task_id),
+        ("owner", record.owner_thread_id),
+        ("type", record.task_type),
+        ("description", record.description),
+        ("status", record.status.value),
+        ("attempt", str(record.attempt)),
+        ("resumable", "yes" if record.supports_resume else "no"),
+        ("parent", record.parent_task_id or ""),
+        ("created", moment(record.created_at_ms)),
+        ("cancel requested", moment(record.cancel_requested_at_ms)),
+        ("ended", moment(record.completed_at_ms)),
+        ("executor", record.executor_id or ""),
+        ("progress", "" if record.progress is None else detail(record.summary())),
+        ("error", record.error or ""),
+        ("arguments", _compact(record.args or None)),
+        ("metadata", _compact(record.metadata or None)),
+        ("result", _compact(record.result)),
+        ("result is at", _compact(ref)),
+        ("checkpoint", _compact(record.checkpoint)),
+        ("output", size(record.output_bytes)),
+    ]
+    rows = [(name, one_line(text)) for name, text in fields if text]
+    return Grid(("field", "value"), rows, wrapped=("value",), header=False)
+
+
+def journal_grid(journal: Iterable[JournalEntry]) -> Grid:
+    """Return the history of a task, oldest first."""
+    return Grid(
+        ("WHEN", "WHAT", "ATTEMPT", "STATUS", "EXECUTOR", "DETAIL"),
+        [
+            (
+                moment(entry.at_ms),
+                entry.kind.replace("_", " "),
+                str(entry.attempt),
+                entry.status.value,
+                one_line(entry.executor_id or ""),
+                one_line(entry.detail or ""),
+            )
+            for entry in journal
+        ],
+        cut=("DETAIL",),
+    )
+
+
+def _compact(value: JsonValue) -> str:
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
