@@ -198,9 +198,7 @@ async def test_a_refusal_changes_nothing(store: TaskStore, hand: Hand, at: int) 
     [math.nan, math.inf, {1: 2}, {1, 2}, "\ud800", "\x00", 2**63, object(), [[b"x"]]],
     ids=repr,
 )
-async def test_a_value_that_is_not_json_is_refused(
-    store: TaskStore, hand: Hand, bad: Any
-) -> None:
+async def test_a_value_that_is_not_json_is_refused(store: TaskStore, hand: Hand, bad: Any) -> None:
     """Such a value raises `InvalidValue`, wherever it is given, and changes nothing."""
     with pytest.raises(InvalidValue):
         await hand.start("new", args={"a": bad})
@@ -545,11 +543,8 @@ async def test_notices_survive_collection_and_never_reuse_a_number(
 # ---- collection ----------------------------------------------------------------------------------
 
 
-async def test_collect_takes_what_has_ended_and_nothing_else(
-    store: TaskStore, hand: Hand
-) -> None:
-    """Exactly the records that `has_ended` calls so go: completed, failed, cancelled, stopped for
-    good."""
+async def test_collect_takes_what_has_ended_and_nothing_else(store: TaskStore, hand: Hand) -> None:
+    """Exactly the records that `has_ended` calls so go, in every status, resumable or not."""
     for outcome in (Success(), Failed("x"), Cancelled(), Stopped()):
         for resumable in (True, False):
             name = f"{outcome.status} {resumable}"
@@ -667,7 +662,7 @@ async def test_a_sweep_leaves_the_living_alone(store: TaskStore, hand: Hand) -> 
             own = [("t", 1)] if sweeper == hand.executor_id else []
             assert list(report.own_running) == own
         report = await store.sweep(other.executor_id, 1, suspect=hand.executor_id)
-        assert list(report.ended) == list(report.own_running) == []
+        assert (list(report.ended), list(report.own_running)) == ([], [])
     with pytest.raises(ExecutorAlive):
         await store.apply("t", Orphaned(1, hand.executor_id, 1))
     assert (await hand.end("t")).status == "completed"

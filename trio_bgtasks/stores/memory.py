@@ -305,18 +305,19 @@ class MemoryTaskStore:
         """See `TaskStore.executor`."""
         executor = _Executor(new_id("ex_"), trio.current_time() + terms.lease_s)
         self._executors[executor.executor_id] = executor
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(executor.renew, terms, name=f"lease of {executor.executor_id}")
-                try:
-                    yield executor
-                finally:
-                    executor.renewal.cancel()
-                    if not executor.crashed:
-                        executor.fence()
-        except BaseExceptionGroup as group:
-            (error,) = group.exceptions  # the block's own: a renewal does not fail
-            raise error from error.__cause__
+        raised: BaseException | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(executor.renew, terms, name=f"lease of {executor.executor_id}")
+            try:
+                yield executor
+            except BaseException as error:  # noqa: BLE001 (raised below)
+                raised = error  # the nursery would wrap it, and copy a group
+            executor.renewal.cancel()
+            if not executor.crashed:
+                executor.fence()
+            nursery.cancel_scope.shield = True  # or it would add a Cancelled of its own
+        if raised is not None:
+            raise raised
 
     def crash(self, executor_id: str) -> None:
         """Simulate the sudden end of a machine: nothing that it writes arrives any more.

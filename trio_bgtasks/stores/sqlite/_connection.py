@@ -172,7 +172,7 @@ def is_busy(error: sqlite3.Error) -> bool:
 
 
 def store_error(error: Exception) -> TaskStoreError:
-    """Return what one of `SQLITE_ERRORS` means to our callers. The only place where they become ours.
+    """Return what one of `SQLITE_ERRORS` means to callers; the only place that decides it.
 
     "Nothing was changed" may be said of a busy file: its transaction is always rolled back.
     """
