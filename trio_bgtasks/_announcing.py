@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from ._errors import TaskStoreError
-from ._records import TaskSummary
+from ._records import Notice, TaskSummary
 from ._requests import ManagerConfig
 from .stores import TaskStore
 
@@ -27,12 +27,12 @@ class Announcer:
         self._lock = trio.Lock()
 
     @asynccontextmanager
-    async def notices(self, owner_thread_id: str) -> AsyncGenerator[list[TaskSummary], None]:
+    async def notices(
+        self, owner_thread_id: str, *, background_only: bool
+    ) -> AsyncGenerator[list[TaskSummary], None]:
         """Give the oldest notices that no other block holds; acknowledge them if it succeeds."""
         async with self._lock:
-            limit = _AT_ONCE + len(self._handed_out)
-            found = await self._store.notices(owner_thread_id, limit=limit)
-            mine = [n for n in found if n.notice_id not in self._handed_out][:_AT_ONCE]
+            mine = await self._oldest(owner_thread_id, background_only=background_only)
             ids = {notice.notice_id for notice in mine}
             self._handed_out |= ids
         try:
@@ -41,6 +41,20 @@ class Announcer:
                 await self._acknowledge(owner_thread_id, ids)
         finally:
             self._handed_out -= ids
+
+    async def _oldest(self, owner_thread_id: str, *, background_only: bool) -> list[Notice]:
+        limit = _AT_ONCE + len(self._handed_out)
+        while True:
+            found = await self._store.notices(owner_thread_id, limit=limit)
+            mine = [
+                notice
+                for notice in found
+                if notice.notice_id not in self._handed_out
+                and (notice.background or not background_only)
+            ]
+            if len(mine) >= _AT_ONCE or len(found) < limit:
+                return mine[:_AT_ONCE]
+            limit *= 2  # what is passed over must not hide the rest
 
     async def _acknowledge(self, owner_thread_id: str, ids: set[int]) -> None:
         with trio.CancelScope(shield=True) as shield:

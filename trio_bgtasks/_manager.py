@@ -309,6 +309,7 @@ class BackgroundTaskManager:
         *,
         status: TaskStatus | None = None,
         task_type: str | None = None,
+        background_only: bool = False,
     ) -> list[TaskSummary]:
         """Return the owner's tasks in order of creation. A corrupt record is left out and logged."""
         check_id(owner_thread_id, "owner_thread_id")
@@ -317,7 +318,7 @@ class BackgroundTaskManager:
         if await self._settle_owner(owner_thread_id):
             log.info("orphans of owner %s were settled", owner_thread_id)
         records = await self._list(owner_thread_id, status, task_type)
-        return [self._summary(record) for record in records]
+        return [self._summary(r) for r in records if r.background or not background_only]
 
     async def _settle_owner(self, owner_thread_id: str) -> bool:
         """Look after every foreign executor that runs tasks of this owner; True if one was dead."""
@@ -407,18 +408,22 @@ class BackgroundTaskManager:
     # ---- announcing ---------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def notices(self, owner_thread_id: str) -> AsyncGenerator[list[TaskSummary], None]:
+    async def notices(
+        self, owner_thread_id: str, *, background_only: bool = False
+    ) -> AsyncGenerator[list[TaskSummary], None]:
         """Give the announcements of ended attempts, each as its attempt ended, oldest first.
 
         They are acknowledged, for ever, when the block succeeds; if it raises, they come again. At
         most 100 at a time. What one block holds no other block of this manager is given.
+        ``background_only`` passes over foreground attempts, whose notices stay.
 
         Raises:
             TaskStoreError: they could not be read, or not acknowledged: then they come again.
         """
         check_id(owner_thread_id, "owner_thread_id")
         await trio.lowlevel.checkpoint()
-        async with self._announcer.notices(owner_thread_id) as summaries:
+        found = self._announcer.notices(owner_thread_id, background_only=background_only)
+        async with found as summaries:
             yield summaries
 
     async def take_notices(self, owner_thread_id: str) -> list[TaskSummary]:
