@@ -27,8 +27,13 @@ from ._errors import TaskStoreError as TaskStoreError
 from ._errors import UnknownTask as UnknownTask
 
 # Background execution
+from ._background import RUN_IN_BACKGROUND_PARAM as RUN_IN_BACKGROUND_PARAM
+from ._background import BackgroundCapable as BackgroundCapable
+from ._executable import BackgroundExecutable as BackgroundExecutable
+from ._executable import Rejected as Rejected
 from ._execution import BackgroundExecution as BackgroundExecution
 from ._execution import current_execution as current_execution
+from ._function_tool import background_tool as background_tool
 
 # Lifecycle: events, and the function that decides
 from ._lifecycle import AttemptStarted as AttemptStarted
@@ -68,7 +73,27 @@ from ._requests import ManagerConfig as ManagerConfig
 from ._requests import ManagerStatistics as ManagerStatistics
 from ._requests import StartRequest as StartRequest
 
+# Contract with tools
+from ._tool import Denied as Denied
+from ._tool import ExecutionFailed as ExecutionFailed
+from ._tool import InternalError as InternalError
+from ._tool import InvalidArguments as InvalidArguments
+from ._tool import NotFound as NotFound
+from ._tool import Tool as Tool
+from ._tool import ToolCallContext as ToolCallContext
+from ._tool import ToolDescriptor as ToolDescriptor
+from ._tool import ToolError as ToolError
+from ._tool import ToolResult as ToolResult
+from ._tool import ToolStatus as ToolStatus
+
+# Prompt
+from .prompt import TaskReminder as TaskReminder
+
 # Stores
 from .stores import LeaseTerms as LeaseTerms
 from .stores import MemoryTaskStore as MemoryTaskStore
+from .stores import SqliteTaskStore as SqliteTaskStore
 from .stores import TaskStore as TaskStore
+
+# Tools for the model
+from .tools import task_tools as task_tools
