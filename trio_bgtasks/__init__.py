@@ -4,6 +4,7 @@ Data flows one way: a surface (a wrapped tool, the task tools, the prompt, the c
 `BackgroundTaskManager`; the manager changes a task only through ``TaskStore.apply``; every store
 asks the one pure function ``_lifecycle.apply`` whether that may happen.
 """
+# ruff: noqa: I001 - grouped by subject
 
 # Errors
 from ._errors import CorruptRecord as CorruptRecord
