@@ -10,6 +10,7 @@ import trio
 from ._errors import TaskStoreError
 from ._records import Notice, TaskSummary
 from ._requests import ManagerConfig
+from ._waits import StoreWaits
 from .stores import TaskStore
 
 _AT_ONCE = 100
@@ -18,9 +19,10 @@ _AT_ONCE = 100
 class Announcer:
     """Hands out the notices of one store to the blocks of one manager."""
 
-    def __init__(self, store: TaskStore, config: ManagerConfig) -> None:
+    def __init__(self, store: TaskStore, config: ManagerConfig, waits: StoreWaits) -> None:
         self._store = store
         self._config = config
+        self._waits = waits
         self._handed_out: set[int] = set()
         # Reading and acknowledging exclude one another: a reader under way would otherwise hand out
         # again what was acknowledged, and so no longer held, while it read.
@@ -57,10 +59,9 @@ class Announcer:
             limit *= 2  # what is passed over must not hide the rest
 
     async def _acknowledge(self, owner_thread_id: str, ids: set[int]) -> None:
-        with trio.CancelScope(shield=True) as shield:
-            shield.deadline = trio.current_time() + self._config.write_grace_s
+        with self._waits.bound(self._config.write_grace_s, shield=True):
             async with self._lock:
                 await self._store.acknowledge(owner_thread_id, sorted(ids))
                 self._handed_out -= ids
-        if shield.cancelled_caught:
-            raise TaskStoreError("the notices could not be acknowledged in time")
+            return
+        raise TaskStoreError("the notices could not be acknowledged in time")

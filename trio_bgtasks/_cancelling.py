@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 
-from ._errors import Refused, TaskError, TaskNotRunning, TaskStoreError
+from ._errors import Refused, TaskNotRunning, TaskStoreError
 from ._hints import Hints
 from ._lifecycle import CancelRequested
 from ._records import TaskRecord, TaskSummary
 from ._requests import CancelledTree, ManagerConfig
 from ._slots import Slot
+from ._waits import StoreWaits
 from .stores import TaskStore
 
 log = logging.getLogger("trio_bgtasks.manager")
@@ -20,10 +21,16 @@ class Canceller:
     """Accepts cancels for tasks of any process; ends those that run in this one."""
 
     def __init__(
-        self, store: TaskStore, config: ManagerConfig, slots: dict[str, Slot], hints: Hints
+        self,
+        store: TaskStore,
+        config: ManagerConfig,
+        waits: StoreWaits,
+        slots: dict[str, Slot],
+        hints: Hints,
     ) -> None:
         self._store = store
         self._config = config
+        self._waits = waits
         self._slots = slots
         self._hints = hints
 
@@ -36,7 +43,7 @@ class Canceller:
         """
         now = self._config.clock_ms()
         try:
-            after = await self._store.apply(record.task_id, CancelRequested(now))
+            after = await self._mark(record.task_id, CancelRequested(now))
         except Refused:
             raise
         except Exception as error:
@@ -54,12 +61,21 @@ class Canceller:
         self._hints.changed(slot.owner_thread_id, slot.task_id, wake=False)
         return slot.summary(after)
 
+    async def _mark(self, task_id: str, event: CancelRequested) -> TaskRecord:
+        if task_id not in self._slots:
+            return await self._store.apply(task_id, event)
+        # What runs here ends even if the store never answers.
+        with self._waits.bound(self._config.write_grace_s):
+            return await self._store.apply(task_id, event)
+        raise TaskStoreError("the store did not answer in time")
+
     def _cancel_unsaved(
         self, slot: Slot, record: TaskRecord, now: int, error: Exception
     ) -> TaskSummary:
         slot.cancel_at_ms = slot.cancel_at_ms or now
         slot.mark_error = f"the cancellation is not stored yet: {type(error).__name__}: {error}"
         slot.stop("cancel")
+        self._hints.changed(slot.owner_thread_id, slot.task_id, wake=False)
         log.warning("task %s: %s", slot.task_id, slot.mark_error, extra=slot.extra())
         return slot.summary(slot.record or record)
 
@@ -68,58 +84,98 @@ class Canceller:
 
         Raises:
             TaskNotRunning: nothing in the tree runs or is stopped.
-            TaskStoreError: some mark could not be stored; all others were.
+            TaskStoreError: a mark could not be stored, or children not be read; all that could be
+                cancelled was.
         """
-        own: list[TaskSummary] = []
-        done: set[str] = set()
-        failure: TaskStoreError | None = None
-        while True:
-            before = len(done)
-            async for record in self._walk(root):
-                if record.task_id in done or record.status.is_terminal:
-                    continue
-                try:
-                    summary = await self.cancel(record)
-                except Refused:
-                    continue  # it ended just now
-                except TaskStoreError as error:
-                    failure = error
-                    continue
-                done.add(record.task_id)
-                if record.owner_thread_id == root.owner_thread_id:
-                    own.append(summary)
-            if len(done) == before:
-                break
+        tree = _Tree(self._store, self._slots, self.cancel, root)
+        while await tree.cancel_pass():
+            pass
+        return tree.result()
+
+
+class _Tree:
+    """One `Canceller.cancel_tree` under way."""
+
+    def __init__(
+        self,
+        store: TaskStore,
+        slots: dict[str, Slot],
+        cancel: Callable[[TaskRecord], Awaitable[TaskSummary]],
+        root: TaskRecord,
+    ) -> None:
+        self._store = store
+        self._slots = slots
+        self._cancel_one = cancel
+        self._root = root
+        self._own: dict[str, TaskSummary] = {}
+        self._others: set[str] = set()
+        self._refusal: Refused = TaskNotRunning(root.task_id, root.status)
+        self._unmarked: Exception | None = None
+        self._unread: Exception | None = None
+
+    async def cancel_pass(self) -> bool:
+        """Walk the tree top down and cancel what is not cancelled yet; tell if there was any."""
+        before = len(self._own) + len(self._others)
+        self._unmarked = self._unread = None
+        seen = {self._root.task_id}  # lineage may run in circles
+        level: dict[str, TaskRecord | None] = {self._root.task_id: self._root}
+        while level:
+            below: dict[str, TaskRecord | None] = {}
+            for task_id, record in level.items():
+                if record is not None:
+                    await self._cancel(record)
+                children = await self._children(task_id)
+                below |= {i: child for i, child in children.items() if i not in seen}
+            seen |= below.keys()
+            level = below
+        return len(self._own) + len(self._others) > before
+
+    def result(self) -> CancelledTree:
+        """Return what was cancelled, or raise what is in the way of a true answer."""
+        own = list(self._own.values())
+        # A store that failed for the caller's own tasks, too, shows there: they will be retried.
+        unsaved = any(summary.persistence_error is not None for summary in own)
+        failure = self._unmarked or (None if unsaved else self._unread)
         if failure is not None:
             raise failure
-        if not done:
-            raise TaskNotRunning(root.task_id, root.status)
-        return CancelledTree(own, len(done) - len(own))
+        if not own and not self._others:
+            raise self._refusal
+        return CancelledTree(own, len(self._others))
 
-    async def _walk(self, root: TaskRecord) -> AsyncIterator[TaskRecord]:
-        """Yield the tree top down, whoever owns it; through ended tasks; cycles allowed for."""
-        seen = {root.task_id}
-        level = [root]
-        while level:
-            below: list[TaskRecord] = []
-            for record in level:
-                yield record
-                below += [c for c in await self._children(record.task_id) if c.task_id not in seen]
-                seen.update(child.task_id for child in below)
-            level = below
+    async def _cancel(self, record: TaskRecord) -> None:
+        task_id = record.task_id
+        if record.status.is_terminal or task_id in self._own or task_id in self._others:
+            return
+        try:
+            summary = await self._cancel_one(record)
+        except Refused as refusal:  # it ended just now
+            if record is self._root:
+                self._refusal = refusal
+        except Exception as error:  # noqa: BLE001 - the others are to be cancelled all the same
+            self._unmarked = error
+        else:
+            if record.owner_thread_id == self._root.owner_thread_id:
+                self._own[task_id] = summary
+            else:
+                self._others.add(task_id)
 
-    async def _children(self, task_id: str) -> list[TaskRecord]:
-        found: dict[str, TaskRecord] = {}
+    async def _children(self, task_id: str) -> dict[str, TaskRecord | None]:
+        """Return the tasks below by id, whoever owns them; None for what cannot be read."""
+        found: dict[str, TaskRecord | None] = {
+            slot.task_id: slot.record
+            for slot in self._slots.values()
+            if slot.record is not None and slot.record.parent_task_id == task_id
+        }
         after: int | None = 0
         try:
             while after is not None:
                 page = await self._store.children(task_id, after=after)
+                for error in page.corrupt:
+                    log.error("not cancelled: %s", error, extra={"task_id": error.task_id})
+                found.update((error.task_id, None) for error in page.corrupt)
                 found.update((record.task_id, record) for record in page.records)
                 after = page.next_after
-        except TaskError as error:
-            # What is live here is known without the store.
+        except Exception as error:  # noqa: BLE001 - what is live here is known without the store
             log.warning("children of %s not read: %s", task_id, error, extra={"task_id": task_id})
-        for slot in self._slots.values():
-            if slot.record is not None and slot.lineage[:1] == (task_id,):
-                found.setdefault(slot.task_id, slot.record)
-        return list(found.values())
+            self._unread = error
+        return found

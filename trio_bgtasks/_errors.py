@@ -13,7 +13,7 @@ class TaskError(Exception):
 
 
 class ManagerClosed(TaskError):
-    """The manager is closing or closed, or the owner thread is being closed; nothing was started."""
+    """The manager is closing or closed, or the owner thread is being closed: nothing started."""
 
 
 class Refused(TaskError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Self, final
 
 import trio
 
@@ -42,7 +42,8 @@ class Subscription(trio.abc.ReceiveChannel[str]):
                 return task_id
             if self._ended:
                 raise trio.EndOfChannel
-            self._news = trio.Event()
+            if self._news.is_set():
+                self._news = trio.Event()
             await self._news.wait()
 
     async def aclose(self) -> None:
@@ -138,7 +139,7 @@ class Watch:
         """The event of the next change."""
         return self._waiting[self._task_id][0]
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         event, count = self._waiting.get(self._task_id) or (trio.Event(), 0)
         self._waiting[self._task_id] = event, count + 1
         self._hints.waiters += 1

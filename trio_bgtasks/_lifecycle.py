@@ -75,8 +75,8 @@ class Finished:
     """An attempt ended with ``outcome``.
 
     ``cancel_requested_at_ms`` is a cancel mark that could not be stored before. ``output`` is the
-    end of the output log from byte ``output_offset`` on. ``announce`` is False for a foreground
-    attempt whose caller has the answer.
+    end of the output log from byte ``output_offset`` on, ``progress`` the latest one; None: as
+    stored. ``announce`` is False for a foreground attempt whose caller has the answer.
     """
 
     at_ms: int
@@ -88,6 +88,7 @@ class Finished:
     output: str = ""
     keep_bytes: int = DEFAULT_KEEP_BYTES
     announce: bool = True
+    progress: Progress | None = None
 
 
 @attrs.frozen
@@ -250,6 +251,7 @@ def _finished(record: TaskRecord, event: Finished, facts: Facts) -> TaskRecord:
         error=error,
         result=result,
         result_ref=ref,
+        progress=record.progress if event.progress is None else event.progress,
         output_bytes=_output_end(record, event.output_offset, event.output),
     )
 

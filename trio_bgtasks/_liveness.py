@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVarTuple
 
 import trio
 
@@ -11,28 +13,42 @@ from ._errors import Refused
 from ._hints import Hints
 from ._lifecycle import CancelRequested, Finished
 from ._records import Stopped, TaskRecord
-from ._requests import ManagerConfig
+from ._requests import ManagerConfig, cutoff_ms
 from ._slots import Slot
+from ._waits import StoreWaits
 from .stores import ExecutorHandle, SweepReport, TaskStore
 
 log = logging.getLogger("trio_bgtasks.liveness")
+
+_Args = TypeVarTuple("_Args")
 
 _REOPEN_S = 1.0
 LEFT_BEHIND = "No attempt of the live executor runs this task; marked stopped"
 
 
 class Liveness:
-    """The executor of one manager, renewed for as long as it serves; a fresh one after a loss."""
+    """The executor of one manager, renewed for as long as it serves; a fresh one after a loss.
+
+    Attributes:
+        ready: Set while there is an executor. Once it is, look at ``current`` again.
+        orphans: How many tasks of dead executors were ended.
+    """
 
     def __init__(
-        self, store: TaskStore, config: ManagerConfig, slots: dict[str, Slot], hints: Hints
+        self,
+        store: TaskStore,
+        config: ManagerConfig,
+        waits: StoreWaits,
+        slots: dict[str, Slot],
+        hints: Hints,
     ) -> None:
         self._store = store
         self._config = config
+        self._waits = waits
         self._slots = slots
         self._hints = hints
         self._handle: ExecutorHandle | None = None
-        self._ready = trio.Event()
+        self.ready = trio.Event()
         self.orphans = 0
 
     @property
@@ -40,43 +56,44 @@ class Liveness:
         """The id of the current executor, or of the one that was lost last."""
         return "" if self._handle is None else self._handle.executor_id
 
-    async def ready(self) -> ExecutorHandle:
-        """Return the current executor; after a loss, wait for the fresh one."""
-        while self._handle is None or self._handle.lost.is_set():
-            await self._ready.wait()
-        return self._handle
+    @property
+    def current(self) -> ExecutorHandle | None:
+        """The executor under which an attempt may be started now."""
+        return None if self._handle is None or self._handle.lost.is_set() else self._handle
 
     async def serve(
-        self, closed: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, over: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Keep an executor alive until ``closed``; started once the first sweep is over."""
-        reported = False
-        while True:
+        """Keep an executor alive until ``over``; started once the first sweep is over.
+
+        Raises whatever the store raises before that; afterwards it is tried again, for ever.
+        """
+        opened = False
+        while not over.is_set():
             try:
                 async with self._store.executor(self._config.lease) as handle:
                     self._handle = handle
-                    if not reported:
+                    if not opened:
                         self._take(await self._sweep())
-                        reported = True
+                        opened = True
                         task_status.started()
-                    self._ready.set()
-                    await _first_of(handle.lost.wait, closed.wait)
-                    self._ready = trio.Event()
-                    await self._lose(handle)
+                    await self._until_lost(handle, over)
             except Exception:
-                if not reported or closed.is_set():
+                if not opened:
                     raise
-                log.exception("no fresh executor")
-                await trio.sleep(_REOPEN_S)
-            if closed.is_set():
-                return
+                log.exception("executor %s: not retired, or no fresh one", self.executor_id)
+                with trio.move_on_after(_REOPEN_S):
+                    await over.wait()
 
-    async def _lose(self, handle: ExecutorHandle) -> None:
-        """End every attempt of a lost executor; return when its last body has returned."""
+    async def _until_lost(self, handle: ExecutorHandle, over: trio.Event) -> None:
+        """Return when everything is over, or the executor is lost and its last body returned."""
+        self.ready.set()
+        await _first_of(handle.lost.wait, over.wait)
         if not handle.lost.is_set():
             return
+        self.ready = trio.Event()
         log.warning("executor %s lost its lease", handle.executor_id)
-        lost = [s for s in self._slots.values() if s.executor is handle]
+        lost = [slot for slot in self._slots.values() if slot.executor is handle]
         for slot in lost:
             slot.stop("fenced")
         for slot in lost:
@@ -88,7 +105,7 @@ class Liveness:
         """Find orphans, and our own running records without a slot, every ``sweep_s``."""
         while True:
             await trio.sleep(self._config.sweep_s)
-            await _logged(self._sweep_once, "sweep")
+            await _guarded(self._sweep_once, what="sweep")
 
     async def _sweep_once(self) -> None:
         report = await self._sweep()
@@ -114,9 +131,8 @@ class Liveness:
         for error in report.corrupt:
             log.error("passed over in a sweep: %s", error, extra={"task_id": error.task_id})
         for task_id, owner in report.ended:
-            log.warning(
-                "task %s was an orphan", task_id, extra={"task_id": task_id, "owner_thread_id": owner}
-            )
+            extra = {"task_id": task_id, "owner_thread_id": owner}
+            log.warning("task %s was an orphan", task_id, extra=extra)
             self._hints.changed(owner, task_id)
 
     async def _end_left_behind(self, report: SweepReport) -> None:
@@ -124,20 +140,23 @@ class Liveness:
         for task_id, attempt in report.own_running:
             if task_id in self._slots:
                 continue
+            extra = {"task_id": task_id, "attempt": attempt}
             stopped = Stopped(LEFT_BEHIND)
             event = Finished(self._config.clock_ms(), executor_id, attempt, stopped)
             try:
                 record = await self._store.apply(task_id, event)
             except Refused:
                 continue  # it ended between the report and now
-            log.warning("task %s was left behind", task_id, extra={"task_id": task_id})
+            except Exception as error:  # noqa: BLE001 - the others are not to wait for this one
+                log.warning("task %s is left behind: %s", task_id, error, extra=extra)
+                continue
+            log.warning("task %s was left behind", task_id, extra=extra)
             self._hints.changed(record.owner_thread_id, task_id)
 
     async def _collect(self) -> None:
-        keep_s = self._config.retention_s
-        if keep_s is None:
+        if self._config.retention_s is None:
             return
-        before = self._config.clock_ms() - int(keep_s * 1000)
+        before = cutoff_ms(self._config.clock_ms(), self._config.retention_s)
         while await self._store.collect(None, ended_before_ms=before):
             pass
 
@@ -147,27 +166,43 @@ class Liveness:
         """See cancels that others accepted, and store the marks that we owe."""
         while True:
             await trio.sleep(self._config.poll_s)
+            for slot in list(self._slots.values()):
+                if slot.mark_error is not None:
+                    await self._bounded(self._mark, slot, what="cancel mark")
             if self._slots:
-                await _logged(self._poll_once, "poll")
+                await self._bounded(self._see_marks, what="poll for cancels")
 
-    async def _poll_once(self) -> None:
-        for slot in list(self._slots.values()):
-            if slot.mark_error is not None:
-                await self.mark(slot)
+    async def _see_marks(self) -> None:
         for task_id in await self._store.cancel_marks(self.executor_id):
             slot = self._slots.get(task_id)
             if slot is not None and "cancel" not in slot.reasons:
                 slot.stop("cancel")
 
-    async def mark(self, slot: Slot) -> None:
+    async def _mark(self, slot: Slot) -> None:
         """Store the cancel mark that could not be stored before."""
-        at_ms = slot.cancel_at_ms
-        assert at_ms is not None
-        try:
-            slot.record = await self._store.apply(slot.task_id, CancelRequested(at_ms))
-        except Refused:
-            pass  # the end took the mark along
+        assert slot.cancel_at_ms is not None
+        with suppress(Refused):  # the end took the mark along
+            await self._store.apply(slot.task_id, CancelRequested(slot.cancel_at_ms))
         slot.mark_error = None
+
+    async def _bounded(
+        self, afn: Callable[[*_Args], Awaitable[None]], *args: *_Args, what: str
+    ) -> None:
+        """Do one small piece of a service; one that hangs does not hold up the others for ever."""
+        with self._waits.bound(self._config.write_grace_s):
+            await _guarded(afn, *args, what=what)
+            return
+        log.warning("%s failed: the store did not answer in time", what)
+
+
+async def _guarded(
+    afn: Callable[[*_Args], Awaitable[None]], *args: *_Args, what: str
+) -> None:
+    """Do one piece of a service, which goes on whatever becomes of this one."""
+    try:
+        await afn(*args)
+    except Exception as error:  # noqa: BLE001 - a store may fail in any way
+        log.warning("%s failed: %s: %s", what, type(error).__name__, error)
 
 
 async def _first_of(*waits: Callable[[], Awaitable[None]]) -> None:
@@ -179,10 +214,3 @@ async def _first_of(*waits: Callable[[], Awaitable[None]]) -> None:
 
         for afn in waits:
             nursery.start_soon(wait, afn)
-
-
-async def _logged(afn: Callable[[], Awaitable[None]], what: str) -> None:
-    try:
-        await afn()
-    except Exception as error:  # noqa: BLE001 - a service survives every failure of the store
-        log.warning("%s failed: %s: %s", what, type(error).__name__, error)

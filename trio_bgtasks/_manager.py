@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import final
@@ -12,32 +12,33 @@ import trio
 
 from ._announcing import Announcer
 from ._cancelling import Canceller
-from ._errors import (
-    IdempotencyKeyUsed,
-    ManagerClosed,
-    UnknownTask,
-)
+from ._errors import IdempotencyKeyUsed, ManagerClosed, UnknownTask
 from ._execution import ambient
 from ._hints import Hints, Subscription
 from ._json import JsonObject, check_id
 from ._liveness import Liveness
-from ._outcome import leaves
 from ._records import (
-    Cancelled,
     JournalEntry,
     OutputPage,
-    Stopped,
-    Success,
     TaskRecord,
     TaskResult,
     TaskStatus,
     TaskSummary,
 )
-from ._requests import CancelledTree, ManagerConfig, ManagerStatistics, StartRequest
+from ._requests import (
+    CancelledTree,
+    ManagerConfig,
+    ManagerStatistics,
+    StartRequest,
+    check_int,
+    check_seconds,
+    cutoff_ms,
+)
 from ._serving import Services
 from ._slots import Slot
 from ._starting import Starter
 from ._supervision import Body, Supervisor
+from ._waits import StoreWaits
 from .stores import MemoryTaskStore, TaskStore
 
 log = logging.getLogger("trio_bgtasks.manager")
@@ -57,14 +58,15 @@ class BackgroundTaskManager:
     def __init__(self, store: TaskStore, config: ManagerConfig) -> None:
         self._store = store
         self._config = config
+        waits = StoreWaits()
         self._hints = Hints()
-        self._supervisor = Supervisor(store, config, self._hints)
+        self._supervisor = Supervisor(store, config, self._hints, waits)
         self._slots = self._supervisor.slots
-        self._liveness = Liveness(store, config, self._slots, self._hints)
-        self._starter = Starter(store, config, self._supervisor, self._liveness)
-        self._canceller = Canceller(store, config, self._slots, self._hints)
-        self._announcer = Announcer(store, config)
-        self._services = Services(config, self._supervisor, self._liveness, self._hints)
+        self._liveness = Liveness(store, config, waits, self._slots, self._hints)
+        self._starter = Starter(store, config, waits, self._supervisor, self._liveness)
+        self._canceller = Canceller(store, config, waits, self._slots, self._hints)
+        self._announcer = Announcer(store, config, waits)
+        self._services = Services(config, waits, self._supervisor, self._liveness, self._hints)
 
     def __repr__(self) -> str:
         state = "closed" if self._supervisor.closing else "open"
@@ -75,8 +77,8 @@ class BackgroundTaskManager:
     async def start(self, request: StartRequest, body: Body) -> TaskSummary:
         """Start ``body(execution, cancel_scope)`` in the background; return once that is stored.
 
-        The body runs in the owner's nursery, whatever becomes of the caller. An idempotency key that
-        this owner used for the same ``task_type`` starts nothing: the summary of that task is
+        The body runs in the owner's nursery, whatever becomes of the caller. An idempotency key
+        that this owner used for the same ``task_type`` starts nothing: the summary of that task is
         returned (its id tells).
 
         Raises:
@@ -87,26 +89,19 @@ class BackgroundTaskManager:
         """
         return await self._start(request, body, None)
 
+    @trio.lowlevel.enable_ki_protection
     async def _start(
         self, request: StartRequest, body: Body, scope: trio.CancelScope | None
     ) -> TaskSummary:
+        _check_start(request, body)
         await trio.lowlevel.checkpoint()
-        supervisor = self._supervisor
-        supervisor.check_open(request.owner_thread_id)
-        owner = await supervisor.hold(request.owner_thread_id)
         try:
             slot = await self._starter.admit(request, background=True, scope=scope)
         except IdempotencyKeyUsed as used:
-            supervisor.unhold(owner)
-            return (await self._recalled(request.task_type, used)).summary()
-        except BaseException:
-            supervisor.unhold(owner)
-            raise
-        assert owner.nursery is not None
-        assert slot.record is not None
-        name = f"trio_bgtasks task {slot.task_id}"
-        owner.nursery.start_soon(supervisor.run_background, slot, owner, body, name=name)
+            return await self._recalled(request, used)
+        self._supervisor.start_background(slot, body)
         self._hints.changed(slot.owner_thread_id, slot.task_id, wake=False)
+        assert slot.record is not None
         return slot.summary(slot.record)
 
     @trio.lowlevel.enable_ki_protection
@@ -123,19 +118,16 @@ class BackgroundTaskManager:
             ManagerClosed: the manager or the owner is closing.
             TaskStoreError: the start could not be stored; the body did not run.
         """
+        _check_start(request, body)
         await trio.lowlevel.checkpoint()
-        self._supervisor.check_open(request.owner_thread_id)
         slot = await self._starter.admit(request, background=False, scope=None)
+        self._hints.changed(slot.owner_thread_id, slot.task_id, wake=False)
         end, outcome = await self._supervisor.run_attempt(slot, body)
         if "caller" in slot.reasons:
             await trio.lowlevel.checkpoint()  # raises the caller's own Cancelled
         if end.raised is not None and not slot.reasons:
             raise end.raised
-        if outcome is None:
-            return Stopped("The lease was lost; another executor owns the task")
-        recorded = None if slot.record is None else slot.record.status
-        unsaved_cancel = "cancel" in slot.reasons and not isinstance(outcome, Success)
-        return Cancelled() if recorded is TaskStatus.CANCELLED or unsaved_cancel else outcome
+        return outcome
 
     async def spawn(
         self,
@@ -154,6 +146,12 @@ class BackgroundTaskManager:
         ``cancel_scope``: a scope of the caller's to run it in; cancelling it is a cancel. Raises as
         `start` does.
         """
+        if cancel_scope is not None and not isinstance(cancel_scope, trio.CancelScope):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"cancel_scope must be a trio.CancelScope, not {type(cancel_scope).__name__}"
+            )
+        if not callable(body):
+            raise TypeError(f"body must be an async function, not {type(body).__name__}")
         request = StartRequest(
             owner_thread_id=owner_thread_id,
             task_type=task_type,
@@ -175,6 +173,7 @@ class BackgroundTaskManager:
             TaskStoreError: the store failed.
         """
         check_id(owner_thread_id, "owner_thread_id")
+        check_id(task_type, "task_type")
         check_id(idempotency_key, "idempotency_key")
         await trio.lowlevel.checkpoint()
         record = await self._store.load_by_key(owner_thread_id, idempotency_key)
@@ -184,11 +183,12 @@ class BackgroundTaskManager:
             raise IdempotencyKeyUsed(record.task_id, idempotency_key)
         return await self._settled(owner_thread_id, record.task_id)
 
-    async def _recalled(self, task_type: str, used: IdempotencyKeyUsed) -> TaskRecord:
-        record = await self._store.load(used.task_id)
-        if record is None or record.task_type != task_type:
+    async def _recalled(self, request: StartRequest, used: IdempotencyKeyUsed) -> TaskSummary:
+        """Answer a start with a used key as a status call for the task that it started."""
+        record = await self._settled(request.owner_thread_id, used.task_id)
+        if record is None or record.task_type != request.task_type:
             raise used
-        return record
+        return self._summary(record)
 
     # ---- cancelling ---------------------------------------------------------------------------
 
@@ -215,16 +215,12 @@ class BackgroundTaskManager:
 
     async def _root(self, owner_thread_id: str, task_id: str) -> TaskRecord:
         await self._enter(owner_thread_id, task_id)
-        try:
-            record = await self._settled(owner_thread_id, task_id)
-        except Exception:
-            # What is live here can be cancelled without the store.
-            slot = self._own_slot(owner_thread_id, task_id)
-            if slot is None or slot.record is None:
-                raise
-            return slot.record
-        return self._known(task_id, record)
+        slot = self._own_slot(owner_thread_id, task_id)
+        if slot is not None and slot.record is not None:
+            return slot.record  # what is live here can be cancelled without reading the store
+        return _known(task_id, await self._settled(owner_thread_id, task_id))
 
+    @trio.lowlevel.enable_ki_protection
     async def close_owner(self, owner_thread_id: str) -> None:
         """End every attempt of the owner as stopped; return when that is stored.
 
@@ -235,13 +231,10 @@ class BackgroundTaskManager:
         """
         check_id(owner_thread_id, "owner_thread_id")
         await trio.lowlevel.checkpoint()
-        around = ambient(self._supervisor)
-        if around is not None and self._waits_for_caller(
-            lambda slot: slot.owner_thread_id == owner_thread_id
-        ):
+        if any(slot.owner_thread_id == owner_thread_id for slot in self._bodies_around()):
             raise RuntimeError("close_owner() would wait for the task that calls it")
         closing = self._supervisor.closing_owners
-        closing.add(owner_thread_id)
+        closing[owner_thread_id] += 1
         try:
             mine = self._supervisor.of_owner(owner_thread_id)
             for slot in mine:
@@ -249,15 +242,19 @@ class BackgroundTaskManager:
             for slot in mine:
                 await slot.freed.wait()
         finally:
-            closing.discard(owner_thread_id)
+            closing[owner_thread_id] -= 1
+            if not closing[owner_thread_id]:
+                del closing[owner_thread_id]
 
-    def _waits_for_caller(self, concerns: Callable[[Slot], bool]) -> bool:
-        around = ambient(self._supervisor)
-        slot = None if around is None else self._slots.get(around.task_id)
-        if slot is None:
-            return False
-        above = (self._slots.get(task_id) for task_id in slot.lineage)
-        return concerns(slot) or any(concerns(s) for s in above if s is not None)
+    def _bodies_around(self) -> Iterator[Slot]:
+        """Yield the attempts that cannot end before this call: from the innermost outwards."""
+        for execution in ambient(self._supervisor):
+            slot = self._slots.get(execution.task_id)
+            if slot is None:
+                return
+            yield slot
+            if slot.background:
+                return  # whoever started it does not wait for it
 
     # ---- looking ------------------------------------------------------------------------------
 
@@ -300,8 +297,7 @@ class BackgroundTaskManager:
 
     def current_task_id(self) -> str | None:
         """Return the task whose live attempt makes this call, None outside any."""
-        execution = ambient(self._supervisor)
-        return None if execution is None else execution.task_id
+        return next((around.task_id for around in ambient(self._supervisor)), None)
 
     async def list_tasks(
         self,
@@ -311,9 +307,12 @@ class BackgroundTaskManager:
         task_type: str | None = None,
         background_only: bool = False,
     ) -> list[TaskSummary]:
-        """Return the owner's tasks in order of creation. A corrupt record is left out and logged."""
+        """Return the owner's tasks in order of creation; a corrupt one is left out and logged."""
         check_id(owner_thread_id, "owner_thread_id")
-        status = None if status is None else TaskStatus(status)
+        if status is not None:
+            status = _check_status(status)
+        if task_type is not None:
+            check_id(task_type, "task_type")
         await trio.lowlevel.checkpoint()
         if await self._settle_owner(owner_thread_id):
             log.info("orphans of owner %s were settled", owner_thread_id)
@@ -346,7 +345,7 @@ class BackgroundTaskManager:
         """Tell whether any task of the owner runs, in whatever process."""
         check_id(owner_thread_id, "owner_thread_id")
         await trio.lowlevel.checkpoint()
-        if self._supervisor.of_owner(owner_thread_id):
+        if self.live(owner_thread_id):
             return True
         await self._settle_owner(owner_thread_id)
         return bool(await self._list(owner_thread_id, TaskStatus.RUNNING, None))
@@ -362,18 +361,18 @@ class BackgroundTaskManager:
             UnknownTask: this owner has no such task.
             TaskStoreError: the store failed.
         """
-        _check_int(offset, "offset")
-        if limit is not None and _check_int(limit, "limit") < 1:
-            raise ValueError(f"limit must be at least 1, not {limit}")
+        check_int(offset, "offset")
+        if limit is not None:
+            check_int(limit, "limit", least=1)
         await self._enter(owner_thread_id, task_id)
-        self._known(task_id, await self._settled(owner_thread_id, task_id))
+        _known(task_id, await self._settled(owner_thread_id, task_id))
         size = _PAGE_BYTES if limit is None else limit
         return await self._store.read_output(task_id, offset=offset, limit=size)
 
     async def history(self, owner_thread_id: str, task_id: str) -> list[JournalEntry]:
         """Return the task's journal, oldest first. Raises as `output` does."""
         await self._enter(owner_thread_id, task_id)
-        self._known(task_id, await self._settled(owner_thread_id, task_id))
+        _known(task_id, await self._settled(owner_thread_id, task_id))
         return await self._store.history(task_id)
 
     async def wait(self, owner_thread_id: str, task_id: str) -> TaskSummary:
@@ -388,7 +387,7 @@ class BackgroundTaskManager:
             TaskStoreError: the store failed and the task is not live here.
         """
         await self._enter(owner_thread_id, task_id)
-        if self._waits_for_caller(lambda slot: slot.task_id == task_id):
+        if self._is_within(task_id):
             raise RuntimeError("wait() would wait for the task that calls it")
         with self._hints.watch(task_id) as watch:
             while (slot := self._own_slot(owner_thread_id, task_id)) is not None:
@@ -397,13 +396,21 @@ class BackgroundTaskManager:
                     return slot.record.summary()  # what was stored last: the truth, unread
             while True:
                 changed = watch.event
-                record = self._known(task_id, await self._settled(owner_thread_id, task_id))
+                record = _known(task_id, await self._settled(owner_thread_id, task_id))
                 if record.status is not TaskStatus.RUNNING:
                     return self._summary(record)
                 if self._hints.closed:
                     raise ManagerClosed("the task manager is closed")
                 with trio.move_on_after(self._config.poll_s):
                     await changed.wait()
+
+    def _is_within(self, task_id: str) -> bool:
+        """Is this call made from within a task, or from within one below it?"""
+        for execution in ambient(self._supervisor):
+            slot = self._slots.get(execution.task_id)
+            if task_id == execution.task_id or (slot is not None and task_id in slot.lineage):
+                return True
+        return False
 
     # ---- announcing ---------------------------------------------------------------------------
 
@@ -454,12 +461,9 @@ class BackgroundTaskManager:
         A stopped record that may be resumed has not ended. Notices survive, ids and keys stay used.
         """
         check_id(owner_thread_id, "owner_thread_id")
-        if isinstance(older_than_s, bool) or not isinstance(older_than_s, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"older_than_s must be seconds, not {type(older_than_s).__name__}")
-        if not 0 <= older_than_s < float("inf"):
-            raise ValueError(f"older_than_s must be finite and not negative, not {older_than_s}")
+        check_seconds(older_than_s, "older_than_s")
         await trio.lowlevel.checkpoint()
-        before = self._config.clock_ms() - int(older_than_s * 1000)
+        before = cutoff_ms(self._config.clock_ms(), older_than_s)
         count = 0
         while gone := await self._store.collect(owner_thread_id, ended_before_ms=before):
             count += len(gone)
@@ -524,14 +528,15 @@ class BackgroundTaskManager:
             record = await self._store.load(task_id)
         return record
 
-    def _known(self, task_id: str, record: TaskRecord | None) -> TaskRecord:
-        if record is None:
-            raise UnknownTask(task_id)
-        return record
-
     def _summary(self, record: TaskRecord) -> TaskSummary:
         slot = self._slots.get(record.task_id)
         return record.summary() if slot is None else slot.summary(record)
+
+
+def _known(task_id: str, record: TaskRecord | None) -> TaskRecord:
+    if record is None:
+        raise UnknownTask(task_id)
+    return record
 
 
 def _unread(slot: Slot, record: TaskRecord, error: Exception) -> TaskSummary:
@@ -540,10 +545,20 @@ def _unread(slot: Slot, record: TaskRecord, error: Exception) -> TaskSummary:
     return record.summary(queued=slot.queued, persistence_error=unsaved)
 
 
-def _check_int(value: object, field: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{field} must be an integer, not {type(value).__name__}")
-    return value
+def _check_start(request: object, body: object) -> None:
+    if not isinstance(request, StartRequest):
+        raise TypeError(f"request must be a StartRequest, not {type(request).__name__}")
+    if not callable(body):
+        raise TypeError(f"body must be an async function, not {type(body).__name__}")
+
+
+def _check_status(value: object) -> TaskStatus:
+    if not isinstance(value, str):
+        raise TypeError(f"status must be a TaskStatus, not {type(value).__name__}")
+    try:
+        return TaskStatus(value)
+    except ValueError:
+        raise ValueError(f"status must be one of {', '.join(TaskStatus)}, not {value!r}") from None
 
 
 def open_task_manager(
@@ -560,6 +575,8 @@ def open_task_manager(
             the text names those tasks.
         RuntimeError: the block ends within an attempt of the manager itself.
     """
+    if config is not None and not isinstance(config, ManagerConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"config must be a ManagerConfig, not {type(config).__name__}")
     return _Opened(
         BackgroundTaskManager(
             MemoryTaskStore() if store is None else store,
@@ -576,11 +593,7 @@ class _Opened(AbstractAsyncContextManager[BackgroundTaskManager]):
         self._context = manager._services.serve()  # pyright: ignore[reportPrivateUsage]
 
     async def __aenter__(self) -> BackgroundTaskManager:
-        try:
-            await self._context.__aenter__()
-        except BaseExceptionGroup as group:
-            found = leaves(group)  # pyright: ignore[reportUnknownArgumentType]
-            raise found[0] from None
+        await self._context.__aenter__()
         return self._manager
 
     async def __aexit__(

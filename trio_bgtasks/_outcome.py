@@ -9,7 +9,17 @@ import attrs
 import trio
 
 from ._json import NotJson, clean_text, copy_json, shorten
-from ._records import Cancelled, ExternalRef, Failed, Stopped, Success, TaskResult, ThreadMessageRef
+from ._records import (
+    Cancelled,
+    ExternalRef,
+    Failed,
+    Stopped,
+    Success,
+    TaskRecord,
+    TaskResult,
+    TaskStatus,
+    ThreadMessageRef,
+)
 
 MAX_ERROR = 10_000
 _MAX_LEAVES = 8
@@ -19,6 +29,9 @@ STOP_TEXT = {
     "shutdown": "The runtime was shut down",
     "caller": "The caller of the foreground run is gone",
 }
+
+
+LEASE_LOST = "The lease was lost; another executor owns the task"
 
 
 @attrs.frozen
@@ -32,10 +45,8 @@ class BodyEnd:
 
 def own_outcome(end: BodyEnd) -> TaskResult | None:
     """Return the outcome that the body itself means; None: it passed the cancellation on."""
-    if not end.ran:
-        return None
     if end.raised is None:
-        return _returned(end.returned)
+        return _returned(end.returned) if end.ran else None
     errors = [leaf for leaf in leaves(end.raised) if not isinstance(leaf, trio.Cancelled)]
     if not errors:
         return None
@@ -59,7 +70,7 @@ def outcome_of(
     if "fenced" in reasons:
         return None
     if "cancel" in reasons:
-        return Cancelled() if own is None else own
+        return Cancelled() if own is None else own  # its error is kept; the mark makes it cancelled
     for reason, text in STOP_TEXT.items():
         if reason in reasons:
             return Stopped(_with_error(text, own))
@@ -67,6 +78,24 @@ def outcome_of(
         text = f"The deadline of {deadline_s:g} s passed"
         return Failed(_with_error(text, own), own.value if isinstance(own, Failed) else None)
     return own if own is not None else Stopped(STOP_TEXT["shutdown"])
+
+
+def counted(outcome: TaskResult, record: TaskRecord | None, attempt: int) -> TaskResult:
+    """Return how ``attempt`` ended by its record; ``outcome`` is what it was to end as.
+
+    ``record``: as the store has it afterwards; None: collected since.
+    """
+    if record is None:
+        return outcome
+    if record.attempt != attempt or record.status is TaskStatus.RUNNING:
+        return Stopped(LEASE_LOST)
+    if record.status is outcome.status:
+        return outcome
+    if record.status is TaskStatus.CANCELLED:
+        return Cancelled()
+    if record.status is TaskStatus.FAILED:
+        return Failed(record.error or "", record.result)
+    return Stopped(record.error)
 
 
 def leaves(error: BaseException) -> list[BaseException]:
@@ -88,11 +117,15 @@ def describe(errors: list[BaseException]) -> str:
     return shorten(clean_text(text), MAX_ERROR)
 
 
-def _message(error: BaseException) -> str:
+def _message(error: object) -> str:
     try:
         return str(error)
     except Exception as broken:  # noqa: BLE001 - somebody's __str__ must not cost us the end
         return f"<its __str__ raised {type(broken).__name__}>"
+
+
+def _clean(text: object) -> str:
+    return shorten(clean_text(_message(text)), MAX_ERROR)
 
 
 def _with_error(text: str, own: TaskResult | None) -> str:
@@ -106,13 +139,10 @@ def _returned(value: object) -> TaskResult:
             return _checked_success(value)
         case Failed():
             problem, copied = _json_problem(value.value)
-            text = value.error if isinstance(value.error, str) else repr(value.error)  # pyright: ignore[reportUnnecessaryIsInstance]
-            text = shorten(clean_text(text), MAX_ERROR)
-            return Failed(text, copied) if problem is None else Failed(f"{text} ({problem})")
+            error = _clean(value.error)
+            return Failed(error, copied) if problem is None else Failed(f"{error} ({problem})")
         case Stopped():
-            if value.reason is None:
-                return value
-            return Stopped(shorten(clean_text(str(value.reason)), MAX_ERROR))
+            return value if value.reason is None else Stopped(_clean(value.reason))
         case Cancelled():
             return value
         case _:
@@ -122,16 +152,9 @@ def _returned(value: object) -> TaskResult:
 
 def _checked_success(value: Success) -> TaskResult:
     problem, copied = _json_problem(value.value)
-    if problem is not None:
-        return Failed(problem)
-    ref = value.ref
-    if ref is not None:
-        if not isinstance(ref, ThreadMessageRef | ExternalRef):  # pyright: ignore[reportUnnecessaryIsInstance]
-            return Failed(f"result_ref is not a reference: {type(ref).__name__}")
-        problem, _ = _json_problem(list(attrs.astuple(ref)))
-        if problem is not None:
-            return Failed(problem)
-    return Success(copied, ref)
+    if problem is None and value.ref is not None:
+        problem = _ref_problem(value.ref)
+    return Success(copied, value.ref) if problem is None else Failed(problem)
 
 
 def _json_problem(value: object) -> tuple[str | None, Any]:
@@ -139,3 +162,19 @@ def _json_problem(value: object) -> tuple[str | None, Any]:
         return None, copy_json(value)
     except NotJson as error:
         return f"result is not JSON: {error.path}: {error.kind}", None
+    except Exception as broken:  # noqa: BLE001 - somebody's dict must not cost us the end
+        return f"result is not JSON: reading it raised {type(broken).__name__}", None
+
+
+def _ref_problem(ref: object) -> str | None:
+    if not isinstance(ref, ThreadMessageRef | ExternalRef):
+        return f"result_ref is not a reference: {type(ref).__name__}"
+    for field, value in attrs.asdict(ref).items():
+        if value is None and field == "message_id":
+            continue
+        if not isinstance(value, str):
+            return f"result_ref.{field} is not a string: {type(value).__name__}"
+        problem, _ = _json_problem(value)
+        if problem is not None:
+            return problem.replace("result is", f"result_ref.{field} is", 1)
+    return None

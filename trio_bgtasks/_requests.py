@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import attrs
 
@@ -11,57 +12,91 @@ from ._json import JsonObject, JsonValue, check_id, clean_text, json_object
 from ._records import TaskSummary
 from .stores import LeaseTerms, wall_clock_ms
 
+_INT_MAX = (1 << 63) - 1  # what every store can hold
 
-def _check_optional_id(_: object, attribute: attrs.Attribute[object], value: object) -> None:
+# Validators take the attribute and value as Any: attrs' own types would narrow them to the declared
+# type, and to find that a value is not of it is what they are for.
+
+
+def _check_optional_id(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     if value is not None:
         check_id(value, attribute.name)
 
 
-def _check_required_id(_: object, attribute: attrs.Attribute[object], value: object) -> None:
+def _check_required_id(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     check_id(value, attribute.name)
 
 
-def _check_bool(_: object, attribute: attrs.Attribute[object], value: object) -> None:
+def _check_bool(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{attribute.name} must be a boolean, not {type(value).__name__}")
 
 
-def _text(value: object) -> str:
+def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"description must be a string, not {type(value).__name__}")
     return clean_text(value)
 
 
-def _private_args(value: object) -> JsonObject:
+def _private_args(value: Any) -> JsonObject:
     return json_object(value, "args")
 
 
-def _private_metadata(value: object) -> JsonObject:
+def _private_metadata(value: Any) -> JsonObject:
     return json_object(value, "metadata")
 
 
-def _check_seconds(_: object, attribute: attrs.Attribute[object], value: object) -> None:
-    if value is None and attribute.default is None:
-        return
+def _check_seconds(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None or attribute.default is not None:
+        check_seconds(value, attribute.name)
+
+
+def _check_period(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if check_seconds(value, attribute.name) == 0:
+        raise ValueError(f"{attribute.name} must be more than 0: it is the pause of a loop")
+
+
+def _check_count(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None or attribute.default is not None:
+        check_int(value, attribute.name, least=1)
+
+
+def _check_output_bound(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    check_int(value, attribute.name, least=1024)
+
+
+def _check_lease(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if not isinstance(value, LeaseTerms):
+        raise TypeError(f"{attribute.name} must be LeaseTerms, not {type(value).__name__}")
+
+
+def _check_callable(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if not callable(value):
+        raise TypeError(f"{attribute.name} must be a function, not {type(value).__name__}")
+
+
+def check_seconds(value: object, field: str) -> float:
+    """Return ``value`` if it is a finite number, 0 or more; the error names ``field``."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{attribute.name} must be seconds, not {type(value).__name__}")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{attribute.name} must be finite and not negative, not {value!r}")
+        raise TypeError(f"{field} must be a number of seconds, not {type(value).__name__}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{field} must be finite and not negative, not {value}")
+    return value
 
 
-def _check_count(_: object, attribute: attrs.Attribute[object], value: object) -> None:
-    if value is None and attribute.default is None:
-        return
+def cutoff_ms(now_ms: int, age_s: float) -> int:
+    """Return the time ``age_s`` before ``now_ms``, not before the epoch."""
+    return int(max(0.0, now_ms - age_s * 1000))
+
+
+def check_int(value: object, field: str, *, least: int = -_INT_MAX) -> int:
+    """Return ``value`` if it is an integer of 64 bits, ``least`` or more; see `check_seconds`."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{attribute.name} must be an integer, not {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{attribute.name} must be at least 1, not {value}")
-
-
-def _check_output_bound(_: object, attribute: attrs.Attribute[object], value: int) -> None:
-    _check_count(_, attribute, value)
-    if value < 1024:
-        raise ValueError(f"{attribute.name} must be at least 1024, not {value}")
+        raise TypeError(f"{field} must be an integer, not {type(value).__name__}")
+    if not least <= value <= _INT_MAX:
+        bound = f"at least {least}" if value < least else "within 64 bits"
+        raise ValueError(f"{field} must be {bound}, not {value}")
+    return value
 
 
 @attrs.frozen(kw_only=True)
@@ -135,10 +170,10 @@ class ManagerConfig:
     owner_idle_s: float = attrs.field(default=60.0, validator=_check_seconds)
     retention_s: float | None = attrs.field(default=None, validator=_check_seconds)
     write_grace_s: float = attrs.field(default=5.0, validator=_check_seconds)
-    sweep_s: float = attrs.field(default=15.0, validator=_check_seconds)
-    poll_s: float = attrs.field(default=2.0, validator=_check_seconds)
-    lease: LeaseTerms = LeaseTerms()
-    clock_ms: Callable[[], int] = wall_clock_ms
+    sweep_s: float = attrs.field(default=15.0, validator=_check_period)
+    poll_s: float = attrs.field(default=2.0, validator=_check_period)
+    lease: LeaseTerms = attrs.field(default=LeaseTerms(), validator=_check_lease)
+    clock_ms: Callable[[], int] = attrs.field(default=wall_clock_ms, validator=_check_callable)
 
 
 @attrs.frozen
@@ -187,5 +222,3 @@ class ManagerStatistics:
     finished: int
     orphans: int
     write_retries: int
-
-

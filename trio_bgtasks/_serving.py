@@ -11,8 +11,10 @@ import trio
 from ._errors import TaskStoreError
 from ._hints import Hints
 from ._liveness import Liveness
+from ._outcome import leaves
 from ._requests import ManagerConfig
 from ._supervision import Supervisor
+from ._waits import LAST_WRITE_S, StoreWaits
 
 log = logging.getLogger("trio_bgtasks.manager")
 
@@ -21,73 +23,92 @@ class Services:
     """What runs beside the block of an open manager: executor, sweeps, polls, attempts."""
 
     def __init__(
-        self, config: ManagerConfig, supervisor: Supervisor, liveness: Liveness, hints: Hints
+        self,
+        config: ManagerConfig,
+        waits: StoreWaits,
+        supervisor: Supervisor,
+        liveness: Liveness,
+        hints: Hints,
     ) -> None:
         self._config = config
+        self._waits = waits
         self._supervisor = supervisor
         self._liveness = liveness
         self._hints = hints
 
     @asynccontextmanager
     async def serve(self) -> AsyncGenerator[None, None]:
-        """Run the services in a shielded task beside the block; close in order."""
+        """Run the services in a task beside the block, shielded once it is open; close in order."""
         failure: BaseException | None = None
         closing = trio.Event()
-        with trio.CancelScope() as block:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(self._supervise, closing, block.cancel)
-                try:
-                    yield
-                except BaseException as error:  # noqa: BLE001 - raised again below, as it was
-                    failure = error
-                self._begin_closing()
-                closing.set()
+        try:
+            with trio.CancelScope() as block:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(self._supervise, closing, block.cancel)
+                    try:
+                        yield
+                    except BaseException as error:  # noqa: BLE001 - raised again below, as it was
+                        failure = error
+                    self._begin_closing()
+                    closing.set()
+        except BaseExceptionGroup as group:
+            # Opening failed, or Ctrl-C came while we were closing: a nursery wraps it.
+            failure = leaves(group)[0]
+        unsaved = self._unsaved()
         if self._supervisor.interrupted is not None:
             raise self._supervisor.interrupted
         if failure is not None:
             raise failure
-        if self._supervisor.given_up:
-            ends = self._supervisor.given_up
-            lost = "; ".join(f"{task_id}: {text}" for task_id, text in ends.items())
-            raise TaskStoreError(f"closed with {len(ends)} ends not stored: {lost}")
+        if unsaved is not None:
+            raise unsaved
+
+    def _unsaved(self) -> TaskStoreError | None:
+        ends = self._supervisor.given_up
+        if not ends:
+            return None
+        lost = "; ".join(f"{task_id}: {text}" for task_id, text in ends.items())
+        error = TaskStoreError(f"closed with {len(ends)} ends not stored: {lost}")
+        log.error("%s", error)
+        return error
 
     async def _supervise(
         self,
         closing: trio.Event,
-        interrupt: Callable[[], object],
+        interrupt: Callable[[], None],
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         over = trio.Event()
-        with trio.CancelScope(shield=True):
-            async with trio.open_nursery() as services:
-                await services.start(self._liveness.serve, over)
-                services.start_soon(self._liveness.sweep_for_ever)
-                services.start_soon(self._liveness.poll_for_ever)
-                services.start_soon(self._supervisor.release_idle_owners)
-                async with trio.open_nursery() as attempts:
-                    self._supervisor.open(attempts, lambda: interrupt())
-                    task_status.started()
-                    await closing.wait()
-                    await self._end_attempts()
+        with trio.CancelScope() as shield:
+            async with trio.open_nursery() as executor:
+                await executor.start(self._liveness.serve, over)
+                shield.shield = True  # opening could be cancelled; from here on, closing is the way
+                async with trio.open_nursery() as services:
+                    services.start_soon(self._liveness.sweep_for_ever)
+                    services.start_soon(self._liveness.poll_for_ever)
+                    services.start_soon(self._supervisor.owners.release_idle_for_ever)
+                    async with trio.open_nursery() as attempts:
+                        self._supervisor.open(attempts, interrupt)
+                        task_status.started()
+                        await closing.wait()
+                        await self._end_attempts()
+                    services.cancel_scope.cancel()
+                self._hints.close()
                 over.set()
-                services.cancel_scope.cancel()
+                executor.cancel_scope.deadline = self._waits.until()
 
     def _begin_closing(self) -> None:
-        supervisor = self._supervisor
-        supervisor.closing = True
-        supervisor.store_deadline = trio.current_time() + self._config.shutdown_grace_s
-        for slot in list(self._supervisor.slots.values()):
-            slot.stop("shutdown")
+        self._waits.close(self._config.shutdown_grace_s)
+        self._supervisor.begin_closing()
+        self._liveness.ready.set()  # who waits for an executor is to see that it is too late
 
     async def _end_attempts(self) -> None:
         """Wait for every attempt's end; name those that do not end, each grace period."""
-        while self._supervisor.slots:
-            with trio.move_on_after(self._config.shutdown_grace_s or 1.0) as grace:
-                for slot in list(self._supervisor.slots.values()):
+        slots = self._supervisor.slots
+        while slots:
+            with trio.move_on_after(self._config.shutdown_grace_s or LAST_WRITE_S) as grace:
+                for slot in list(slots.values()):
                     await slot.freed.wait()
             if grace.cancelled_caught:
-                names = ", ".join(sorted(self._supervisor.slots))
-                log.warning("closing still waits for the bodies of: %s", names)
-        self._supervisor.release_owners()
-        self._hints.close()
+                log.warning("closing still waits for the bodies of: %s", ", ".join(sorted(slots)))
+        self._supervisor.owners.release()

@@ -9,29 +9,51 @@ from __future__ import annotations
 import attrs
 import trio
 
+from ._owners import OwnerNursery
 from ._places import Ticket
-from ._records import TaskRecord, TaskSummary
+from ._records import TaskRecord, TaskStatus, TaskSummary
 from .stores import ExecutorHandle
 
 
 @attrs.define(eq=False)
 class Slot:
-    """A task that is live in this process."""
+    """A task that is live in this process.
+
+    Attributes:
+        task_id: The task.
+        owner_thread_id: Who owns it.
+        owner: The nursery of a background attempt, held; None: it runs in its caller's task.
+        scope: The cancel scope of the body.
+        executor: Under which executor it was started.
+        deadline_s: How long the body may run.
+        record: What the store said last; None while it has not answered the start.
+        lineage: Its parent, then those above that were live when it was started.
+        reasons: Why its scope was cancelled.
+        caller_gone: A foreground attempt has nobody left to answer to.
+        cancel_at_ms: The time of the accepted, or not yet stored, cancel.
+        mark_error: Why the cancel mark is not stored yet.
+        end_error: How the attempt ended, and why that is not stored yet.
+        ticket: Its claim to a place.
+        running: Is the body running?
+        answered: Set when the store has answered the start.
+        freed: Set when the slot is gone.
+    """
 
     task_id: str
     owner_thread_id: str
-    background: bool
+    owner: OwnerNursery | None
     scope: trio.CancelScope
     executor: ExecutorHandle
-    lineage: tuple[str, ...] = ()
+    deadline_s: float | None
     record: TaskRecord | None = None
+    lineage: tuple[str, ...] = ()
     reasons: set[str] = attrs.field(factory=set[str])
+    caller_gone: bool = False
     cancel_at_ms: int | None = None
     mark_error: str | None = None
     end_error: str | None = None
     ticket: Ticket | None = None
     running: bool = False
-    deadline_s: float | None = None
     answered: trio.Event = attrs.field(factory=trio.Event)
     freed: trio.Event = attrs.field(factory=trio.Event)
 
@@ -39,6 +61,11 @@ class Slot:
         """Note why, then cancel the attempt's scope. The order is the promise."""
         self.reasons.add(reason)
         self.scope.cancel(reason=f"trio_bgtasks: {reason} of task {self.task_id}")
+
+    @property
+    def background(self) -> bool:
+        """Does the attempt run in its owner's nursery?"""
+        return self.owner is not None
 
     @property
     def queued(self) -> bool:
@@ -51,7 +78,9 @@ class Slot:
         return self.end_error or self.mark_error
 
     def summary(self, record: TaskRecord) -> TaskSummary:
-        """Return the record's summary with what only this process knows."""
+        """Return the record's summary; while it says running, with what only this process knows."""
+        if record.status is not TaskStatus.RUNNING:
+            return record.summary()
         return record.summary(queued=self.queued, persistence_error=self.persistence_error)
 
     def extra(self) -> dict[str, object]:

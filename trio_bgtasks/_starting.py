@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
+from typing import NoReturn, TypeAlias
 
 import trio
 
 from ._errors import (
+    CorruptRecord,
     ExecutorFenced,
     InvalidValue,
     Refused,
@@ -14,6 +17,7 @@ from ._errors import (
     TaskExists,
     TaskNotStopped,
     TaskStoreError,
+    UnknownTask,
 )
 from ._execution import ambient
 from ._json import new_id, shorten
@@ -23,21 +27,38 @@ from ._records import TaskRecord, TaskStatus
 from ._requests import ManagerConfig, StartRequest
 from ._slots import Slot
 from ._supervision import Supervisor
-from .stores import ExecutorHandle, TaskStore
+from ._waits import StoreWaits
+from .stores import TaskStore
 
 log = logging.getLogger("trio_bgtasks.manager")
 
+StartEvent: TypeAlias = Registered | AttemptStarted
+
 _READ_BACK_S = 0.05
+
+
+class _AnswerUnknown(Exception):
+    """Neither the start nor its read-back was answered; ``error`` is what the start met."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        super().__init__(error)
 
 
 class Starter:
     """Admits attempts: afterwards the slot is live and its start is stored, or nothing happened."""
 
     def __init__(
-        self, store: TaskStore, config: ManagerConfig, supervisor: Supervisor, liveness: Liveness
+        self,
+        store: TaskStore,
+        config: ManagerConfig,
+        waits: StoreWaits,
+        supervisor: Supervisor,
+        liveness: Liveness,
     ) -> None:
         self._store = store
         self._config = config
+        self._waits = waits
         self._supervisor = supervisor
         self._liveness = liveness
 
@@ -54,92 +75,102 @@ class Starter:
                 cancelled is returned: a background one runs, a foreground one meets the
                 cancellation at once.
         """
-        task_id = request.task_id or new_id("bg_")
-        await self._wait_for_other_call(task_id, request)
-        executor = await self._liveness.ready()
-        self._supervisor.check_open(request.owner_thread_id)
-        await self._wait_for_other_call(task_id, request)
-        slot = self._reserve(task_id, request, executor, background=background, scope=scope)
+        slot = await self._reserve(request, background=background, scope=scope)
+        event = self._event(slot, request)
         try:
-            slot.record = await self._store_start(slot, request)
+            record = await self._store_start(slot, event)
+        except _AnswerUnknown as unknown:
+            self._supervisor.end_unconfirmed(slot, _attempt_of(event), unknown.error)
+            _reraise(unknown.error)
         except BaseException:
             self._supervisor.free(slot)
             raise
-        slot.answered.set()
+        self._admitted(slot, record)
         return slot
 
-    async def _wait_for_other_call(self, task_id: str, request: StartRequest) -> None:
-        """Let another call for this id get its answer, then go by the record."""
-        while (other := self._supervisor.slots.get(task_id)) is not None:
-            await other.answered.wait()
-            if self._supervisor.slots.get(task_id) is other:
-                if request.resume_attempt is None:
-                    raise TaskExists(task_id, TaskStatus.RUNNING)
-                raise TaskNotStopped(task_id, TaskStatus.RUNNING)
-
-    def _reserve(
-        self,
-        task_id: str,
-        request: StartRequest,
-        executor: ExecutorHandle,
-        *,
-        background: bool,
-        scope: trio.CancelScope | None,
+    async def _reserve(
+        self, request: StartRequest, *, background: bool, scope: trio.CancelScope | None
     ) -> Slot:
-        parent = self._parent_of(request)
-        above = None if parent is None else self._supervisor.slots.get(parent)
-        lineage: tuple[str, ...] = () if parent is None else (parent,)
-        if above is not None:
-            lineage += above.lineage
-        slot = Slot(
-            task_id,
-            request.owner_thread_id,
-            background,
-            trio.CancelScope() if scope is None else scope,
-            executor,
-            lineage,
-        )
-        slot.deadline_s = request.deadline_s
-        if slot.deadline_s is None:
-            slot.deadline_s = self._config.attempt_deadline_s
-        places = self._supervisor.places
-        counted = background and not any(i in self._supervisor.slots for i in lineage)
-        if places.bounded and counted:
-            slot.ticket = places.claim(slot.owner_thread_id)
-        self._supervisor.slots[task_id] = slot
+        """Wait until nothing stands in the way; take the slot without a pause after that look."""
+        supervisor, owner_thread_id = self._supervisor, request.owner_thread_id
+        task_id = request.task_id or new_id("bg_")
+        owner = None
+        while True:
+            supervisor.check_open(owner_thread_id)
+            executor = self._liveness.current
+            if (other := supervisor.slots.get(task_id)) is not None:
+                await self._answer_of(other, request)
+            elif executor is None:
+                await self._liveness.ready.wait()
+            elif background and (owner := supervisor.owners.of(owner_thread_id)).nursery is None:
+                await owner.opened.wait()
+            else:
+                break
+        deadline_s = request.deadline_s
+        if deadline_s is None:
+            deadline_s = self._config.attempt_deadline_s
+        if scope is None:
+            scope = trio.CancelScope()
+        slot = Slot(task_id, owner_thread_id, owner, scope, executor, deadline_s)
+        supervisor.reserve(slot)
         return slot
 
-    def _parent_of(self, request: StartRequest) -> str | None:
-        if request.parent_task_id is not None:
-            return request.parent_task_id
-        around = ambient(self._supervisor)
-        return None if around is None else around.task_id
+    async def _answer_of(self, other: Slot, request: StartRequest) -> None:
+        """Let another call for this id get its answer; raise if the task is live then."""
+        await other.answered.wait()
+        if self._supervisor.slots.get(other.task_id) is not other:
+            return
+        if request.resume_attempt is None:
+            raise TaskExists(other.task_id, TaskStatus.RUNNING)
+        record = other.record
+        theirs = other.owner_thread_id, None if record is None else record.task_type
+        if theirs != (request.owner_thread_id, request.task_type):
+            raise UnknownTask(other.task_id)
+        raise TaskNotStopped(other.task_id, TaskStatus.RUNNING)
 
-    async def _store_start(self, slot: Slot, request: StartRequest) -> TaskRecord:
-        event = self._event(slot, request)
+    def _admitted(self, slot: Slot, record: TaskRecord) -> None:
+        slot.record = record
+        slot.lineage = self._lineage(record.parent_task_id)
+        places = self._supervisor.places
+        if slot.background and places.bounded and not self._has_live_ancestor(slot):
+            slot.ticket = places.claim(slot.owner_thread_id)
+        slot.answered.set()
+
+    def _lineage(self, parent: str | None) -> tuple[str, ...]:
+        if parent is None:
+            return ()
+        slots = self._supervisor.slots
+        above = slots.get(parent)
+        # Those that ended are left out: each task may start the next one, for ever.
+        return parent, *(() if above is None else (i for i in above.lineage if i in slots))
+
+    def _has_live_ancestor(self, slot: Slot) -> bool:
+        """Is it started by, or below, what holds a place? Who holds one never waits for one."""
+        slots = self._supervisor.slots
+        started_within = any(True for _ in ambient(self._supervisor))
+        return started_within or any(task_id in slots for task_id in slot.lineage)
+
+    async def _store_start(self, slot: Slot, event: StartEvent) -> TaskRecord:
         try:
-            return await self._store.apply(slot.task_id, event)
+            return await self._ask(slot, event)
         except ExecutorFenced:
             # Found dead by somebody else; `lost` follows. Nothing ran, so the call may be repeated.
             slot.executor.lost.set()
             raise StoreBusy("the executor was fenced; the start was not applied") from None
-        except (Refused, StoreBusy, InvalidValue):
-            raise
-        except Exception as error:
-            record = await self._read_back(slot, event)
-            if record is not None:
-                return record
-            if isinstance(error, TaskStoreError):
-                raise
-            raise TaskStoreError(f"{type(error).__name__}: {error}") from error
-        except trio.Cancelled:
-            # A store that promises less than ours may have applied it all the same.
-            record = await self._read_back(slot, event)
+        except (Refused, StoreBusy, InvalidValue, CorruptRecord):
+            raise  # nothing was applied
+        except BaseException as error:  # noqa: BLE001 - even a cancelled call may have been applied
+            record = await self._read_back(slot, event, error)
             if record is None:
-                raise
+                _reraise(error)
             return record
 
-    def _event(self, slot: Slot, request: StartRequest) -> Registered | AttemptStarted:
+    async def _ask(self, slot: Slot, event: StartEvent) -> TaskRecord:
+        with self._waits.bound(math.inf):
+            return await self._store.apply(slot.task_id, event)
+        raise TaskStoreError("the store did not answer before the task manager closed")
+
+    def _event(self, slot: Slot, request: StartRequest) -> StartEvent:
         now, executor_id = self._config.clock_ms(), slot.executor.executor_id
         if request.resume_attempt is not None:
             return AttemptStarted(
@@ -159,34 +190,52 @@ class Starter:
             shorten(request.description, self._config.description_chars),
             slot.background,
             request.supports_resume,
-            slot.lineage[0] if slot.lineage else None,
+            self._parent_of(request),
             request.args,
             request.metadata,
             request.idempotency_key,
         )
 
-    async def _read_back(self, slot: Slot, event: Registered | AttemptStarted) -> TaskRecord | None:
-        """Find out, within bounds, whether a start of unknown answer was stored.
+    def _parent_of(self, request: StartRequest) -> str | None:
+        if request.parent_task_id is not None:
+            return request.parent_task_id
+        return next((around.task_id for around in ambient(self._supervisor)), None)
 
-        Where even that fails the slot goes, and the sweep ends the record if there is one.
+    async def _read_back(
+        self, slot: Slot, event: StartEvent, error: BaseException
+    ) -> TaskRecord | None:
+        """Return the record if the start was stored after all, None if it was not.
+
+        Raises:
+            _AnswerUnknown: that could not be found out in time.
         """
-        attempt = 1 if isinstance(event, Registered) else event.expected_attempt + 1
-        with trio.CancelScope(shield=True) as shield:
-            shield.deadline = trio.current_time() + self._config.write_grace_s
+        with self._waits.bound(self._config.write_grace_s, shield=True):
             while True:
                 try:
                     record = await self._store.load(slot.task_id)
-                except Exception as error:  # noqa: BLE001 - a store may fail in any way
-                    log.warning("start not read back: %s", error, extra=slot.extra())
+                except CorruptRecord:
+                    return None  # not what we would have written
+                except Exception as failure:  # noqa: BLE001 - a store may fail in any way
+                    log.warning("start not read back: %s", failure, extra=slot.extra())
+                except BaseException as interrupt:  # noqa: BLE001 - Ctrl-C: shields do not stop it
+                    raise _AnswerUnknown(interrupt) from None
                 else:
-                    return record if self._is_ours(slot, record, attempt) else None
+                    return record if _is_ours(slot, record, event) else None
                 await trio.sleep(_READ_BACK_S)
-        return None
+        raise _AnswerUnknown(error)
 
-    def _is_ours(self, slot: Slot, record: TaskRecord | None, attempt: int) -> bool:
-        return (
-            record is not None
-            and record.status is TaskStatus.RUNNING
-            and (record.executor_id, record.attempt) == (slot.executor.executor_id, attempt)
-        )
 
+def _attempt_of(event: StartEvent) -> int:
+    return 1 if isinstance(event, Registered) else event.expected_attempt + 1
+
+
+def _is_ours(slot: Slot, record: TaskRecord | None, event: StartEvent) -> bool:
+    ours = slot.executor.executor_id, _attempt_of(event), TaskStatus.RUNNING
+    return record is not None and (record.executor_id, record.attempt, record.status) == ours
+
+
+def _reraise(error: BaseException) -> NoReturn:
+    """Raise ``error``; a foreign exception of the store as the cause of one of ours."""
+    if isinstance(error, TaskStoreError) or not isinstance(error, Exception):
+        raise error
+    raise TaskStoreError(f"{type(error).__name__}: {error}") from error

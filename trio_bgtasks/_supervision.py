@@ -1,24 +1,28 @@
-"""Owner nurseries, and the run of one attempt in its cancel scope to its recorded end."""
+"""The live slots of one manager, and the run of one attempt in its scope to its recorded end."""
 
 from __future__ import annotations
 
 import logging
-import math
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
 import trio
 
-from ._errors import InvalidValue, ManagerClosed, Refused
-from ._execution import Ambient, AttemptLog, AttemptPort, BackgroundExecution
+from ._attempt_log import AttemptLog, AttemptPort
+from ._errors import ExecutorFenced, InvalidValue, ManagerClosed, Refused
+from ._execution import Ambient, BackgroundExecution
 from ._hints import Hints
-from ._lifecycle import Event, Finished
-from ._outcome import BodyEnd, leaves, outcome_of
+from ._lifecycle import Finished
+from ._outcome import LEASE_LOST, BodyEnd, counted, leaves, outcome_of
+from ._owners import Owners
 from ._places import Places
-from ._records import Failed, Success, TaskRecord, TaskResult
+from ._records import Cancelled, Failed, Progress, Stopped, Success, TaskRecord, TaskResult
 from ._requests import ManagerConfig
 from ._slots import Slot
+from ._waits import StoreWaits
 from .stores import TaskStore
 
 log = logging.getLogger("trio_bgtasks.supervision")
@@ -27,106 +31,61 @@ Body: TypeAlias = Callable[[BackgroundExecution, trio.CancelScope], Awaitable[Ta
 
 _RETRY_FIRST_S = 0.1
 _RETRY_MOST_S = 5.0
-_LAST_WRITE_S = 1.0  # what a write may still take when the shutdown grace is over
-
-
-class OwnerNursery:
-    """The long-lived nursery of one owner thread; its Trio task bears the owner's name."""
-
-    def __init__(self, owner_thread_id: str) -> None:
-        self.owner_thread_id = owner_thread_id
-        self.nursery: trio.Nursery | None = None
-        self.holds = 0
-        self.idle_since = -math.inf
-        self.opened = trio.Event()
-        self._release = trio.Event()
-
-    async def run(self) -> None:
-        """Keep the nursery open until it is released."""
-        async with trio.open_nursery() as self.nursery:
-            self.opened.set()
-            await self._release.wait()
-
-    def release(self) -> None:
-        """Let the nursery end; only with no hold left."""
-        self._release.set()
+UNCONFIRMED = "Its start could not be confirmed in time; its body did not run"
 
 
 class Supervisor:
-    """The live slots of one manager, their nurseries, and the way an attempt runs and ends."""
+    """The live slots of one manager, and the way an attempt runs and ends."""
 
-    def __init__(self, store: TaskStore, config: ManagerConfig, hints: Hints) -> None:
+    def __init__(
+        self, store: TaskStore, config: ManagerConfig, hints: Hints, waits: StoreWaits
+    ) -> None:
         self._store = store
         self._config = config
         self._hints = hints
+        self._waits = waits
         self.slots: dict[str, Slot] = {}
-        self.owners: dict[str, OwnerNursery] = {}
-        self.closing_owners: set[str] = set()
+        self.owners = Owners(config.owner_idle_s)
+        self.closing_owners: Counter[str] = Counter()
         self.places = Places(config.attempts_per_owner, config.attempts_total)
-        self.closing = False
-        self.store_deadline = math.inf  # on Trio's clock; finite once the manager closes
         self.started = self.finished = self.write_retries = 0
         self.given_up: dict[str, str] = {}
         self.interrupted: KeyboardInterrupt | None = None
+        self._closing = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._on_interrupt: Callable[[], None] = lambda: None
-
-    # ---- nurseries ----------------------------------------------------------------------------
 
     def open(self, nursery: trio.Nursery, on_interrupt: Callable[[], None]) -> None:
         """Run owners' nurseries and helpers in ``nursery`` from now on."""
         self._nursery = nursery
         self._on_interrupt = on_interrupt
+        self.owners.run_in(nursery)
 
-    def start_soon(self, afn: Callable[[], Awaitable[None]], name: str) -> None:
-        """Run a helper of an attempt in the manager's nursery."""
-        assert self._nursery is not None
-        self._nursery.start_soon(afn, name=f"trio_bgtasks {name}")
+    @property
+    def closing(self) -> bool:
+        """Has the manager begun to close, or closed?"""
+        return self._closing.is_set()
 
-    async def hold(self, owner_thread_id: str) -> OwnerNursery:
-        """Return the owner's nursery, opened at its first task, and keep it from being released."""
-        owner = self.owners.get(owner_thread_id)
-        if owner is None:
-            owner = self.owners[owner_thread_id] = OwnerNursery(owner_thread_id)
-            self.start_soon(owner.run, f"owner {owner_thread_id}")
-        owner.holds += 1
-        if owner.nursery is None:
-            try:
-                await owner.opened.wait()
-            except BaseException:
-                self.unhold(owner)
-                raise
-        return owner
-
-    def unhold(self, owner: OwnerNursery) -> None:
-        """Give a hold back."""
-        owner.holds -= 1
-        owner.idle_since = trio.current_time()
-        if self.closing:
-            self.release_owners()
-
-    async def release_idle_owners(self) -> None:
-        """Release, now and then, every nursery that nobody has held for ``owner_idle_s``."""
-        while True:
-            await trio.sleep(max(1.0, self._config.owner_idle_s / 4))
-            self.release_owners()
-
-    def release_owners(self) -> None:
-        """Release every nursery that nobody has held for ``owner_idle_s``."""
-        since = trio.current_time() - self._config.owner_idle_s
-        for owner in list(self.owners.values()):
-            if not owner.holds and (self.closing or owner.idle_since <= since):
-                del self.owners[owner.owner_thread_id]
-                owner.release()
+    def begin_closing(self) -> None:
+        """Start nothing any more, cancel every attempt, hurry every write."""
+        self._closing.set()
+        for slot in list(self.slots.values()):
+            slot.stop("shutdown")
 
     def check_open(self, owner_thread_id: str) -> None:
         """Raise `ManagerClosed` when nothing may be started for this owner."""
         if self.closing:
             raise ManagerClosed("the task manager is closed")
-        if owner_thread_id in self.closing_owners:
+        if self.closing_owners[owner_thread_id]:
             raise ManagerClosed(f"owner thread {owner_thread_id!r} is being closed")
 
     # ---- slots --------------------------------------------------------------------------------
+
+    def reserve(self, slot: Slot) -> None:
+        """Take the task id for a start that is about to be stored."""
+        self.slots[slot.task_id] = slot
+        if slot.owner is not None:
+            slot.owner.hold()
 
     def of_owner(self, owner_thread_id: str) -> list[Slot]:
         """Return the owner's live slots."""
@@ -136,6 +95,8 @@ class Supervisor:
         """Forget a slot, then wake who waits for its task."""
         del self.slots[slot.task_id]
         self._leave_place(slot)
+        if slot.owner is not None:
+            slot.owner.unhold()
         slot.answered.set()
         slot.freed.set()
         self._hints.changed(slot.owner_thread_id, slot.task_id)
@@ -145,26 +106,45 @@ class Supervisor:
             self.places.release(slot.ticket)
             slot.ticket = None
 
+    def _start_soon(self, afn: Callable[[], Awaitable[None]], name: str) -> None:
+        """Run a helper of an attempt in the manager's nursery."""
+        assert self._nursery is not None
+        self._nursery.start_soon(afn, name=f"trio_bgtasks {name}")
+
     # ---- one attempt --------------------------------------------------------------------------
 
-    async def run_background(self, slot: Slot, owner: OwnerNursery, body: Body) -> None:
-        """Run an attempt to its recorded end in the owner's nursery; lets nothing out."""
-        try:
-            await self.run_attempt(slot, body)
-        finally:
-            self.unhold(owner)
+    def start_background(self, slot: Slot, body: Body) -> None:
+        """Run an attempt to its recorded end in its owner's nursery; lets nothing out."""
+        assert slot.owner is not None
+        assert slot.owner.nursery is not None
+        name = f"trio_bgtasks task {slot.task_id}"
+        slot.owner.nursery.start_soon(self.run_attempt, slot, body, name=name)
 
     @trio.lowlevel.enable_ki_protection
-    async def run_attempt(self, slot: Slot, body: Body) -> tuple[BodyEnd, TaskResult | None]:
+    async def run_attempt(self, slot: Slot, body: Body) -> tuple[BodyEnd, TaskResult]:
         """Run the body in its scope, record how it ended, free the slot.
 
-        Returns how the body ended and the outcome that was recorded or is being retried (None: the
-        lease was lost). `KeyboardInterrupt` in the background ends the program through the manager.
+        Returns how the body ended and the outcome that counts: as recorded, or as it is being
+        retried. `KeyboardInterrupt` in the background ends the program through the manager.
         """
+        record = slot.record
+        assert record is not None
         self.started += 1
-        execution, attempt_log = self._execution(slot)
+        port = AttemptPort(
+            record.task_id,
+            record.owner_thread_id,
+            slot.executor.executor_id,
+            record.attempt,
+            self._store.apply,
+            self._config.clock_ms,
+            self._start_soon,
+        )
+        attempt_log = AttemptLog(port, record.output_bytes, self._config.output_bytes)
+        execution = BackgroundExecution(
+            record, port, slot.scope, attempt_log, slot.reasons, slot.executor.lock_fds
+        )
         end = await self._run_body(slot, execution, body)
-        attempt_log.close()
+        unsent = attempt_log.close()
         slot.running = False
         self._leave_place(slot)
         self._note_unasked_cancel(slot, end)
@@ -173,50 +153,33 @@ class Supervisor:
         if outcome is None:
             self.free(slot)
         else:
-            await self._record_end(slot, outcome, attempt_log)
+            await self._record_end(slot, self._finished(slot, record.attempt, outcome, *unsent))
         if end.raised is not None:
             self._pass_interrupt_on(slot, end.raised)
-        return end, outcome
+        return end, self._counted(slot, record.attempt, outcome)
 
-    def _execution(self, slot: Slot) -> tuple[BackgroundExecution, AttemptLog]:
-        record = slot.record
-        assert record is not None
-        port = AttemptPort(
-            record.task_id,
-            slot.executor.executor_id,
-            record.attempt,
-            self._store.apply,
-            self._config.clock_ms,
-            self.start_soon,
-        )
-        attempt_log = AttemptLog(port, record.output_bytes, self._config.output_bytes)
-        execution = BackgroundExecution(
-            record, port, slot.scope, attempt_log, slot.reasons, self, slot.executor.lock_fds
-        )
-        return execution, attempt_log
-
-    @trio.lowlevel.enable_ki_protection
     async def _run_body(self, slot: Slot, execution: BackgroundExecution, body: Body) -> BodyEnd:
-        end = BodyEnd(ran=False)
+        """Run the body if it may still start; let nothing out."""
+        ran = False
         try:
             with slot.scope:
                 if slot.ticket is not None:
                     await slot.ticket.granted.wait()
-                if slot.reasons or slot.scope.cancel_called:
-                    return end
-                end = BodyEnd()
-                slot.running = True
-                if slot.deadline_s is not None:
-                    self.start_soon(lambda: self._deadline(slot), f"deadline of {slot.task_id}")
-                with Ambient(execution):
-                    end = BodyEnd(await _unprotected(body, execution, slot.scope))
-                return end
+                # Cancelled before it began, by whomever: then it does not begin.
+                if (
+                    not slot.scope.cancel_called
+                    and trio.current_effective_deadline() > trio.current_time()
+                ):
+                    ran = slot.running = True
+                    if slot.deadline_s is not None:
+                        self._start_soon(partial(self._deadline, slot), "deadline")
+                    with Ambient(execution, self):
+                        return BodyEnd(await _unprotected(body, execution, slot.scope))
         except GeneratorExit:
             raise  # the run was torn down: nothing can be awaited any more
         except BaseException as error:  # noqa: BLE001 - all of them are recorded, some passed on
-            return BodyEnd(raised=error, ran=end.ran)
-        # The scope took the cancellation.
-        return BodyEnd(raised=None, ran=False)
+            return BodyEnd(raised=error, ran=ran)
+        return BodyEnd(ran=False)  # the scope took the cancellation
 
     async def _deadline(self, slot: Slot) -> None:
         assert slot.deadline_s is not None
@@ -227,16 +190,16 @@ class Supervisor:
 
     def _note_unasked_cancel(self, slot: Slot, end: BodyEnd) -> None:
         """Name a cancellation that did not come through the manager."""
-        if slot.reasons:
-            return
-        if slot.scope.cancel_called:
-            # Whoever owns the scope cancelled it: a cancel.
-            slot.reasons.add("cancel")
-        elif trio.current_effective_deadline() <= trio.current_time() or (
-            end.raised is not None
-            and any(isinstance(leaf, trio.Cancelled) for leaf in leaves(end.raised))
+        if not slot.reasons and slot.scope.cancel_called:
+            slot.reasons.add("cancel")  # by whoever owns the scope
+        errors = [] if end.raised is None else leaves(end.raised)
+        if trio.current_effective_deadline() <= trio.current_time() or any(
+            isinstance(error, trio.Cancelled) for error in errors
         ):
             slot.reasons.add("shutdown" if slot.background else "caller")
+            slot.caller_gone = True
+        elif any(isinstance(error, KeyboardInterrupt) for error in errors):
+            slot.caller_gone = True
 
     def _log_end(self, slot: Slot, end: BodyEnd, outcome: TaskResult | None) -> None:
         errors = [] if end.raised is None else leaves(end.raised)
@@ -253,77 +216,102 @@ class Supervisor:
                 self.interrupted = leaf
                 self._on_interrupt()
 
+    def _counted(self, slot: Slot, attempt: int, outcome: TaskResult | None) -> TaskResult:
+        """Return the outcome that counts, now that it is recorded or being retried."""
+        if outcome is None:
+            return Stopped(LEASE_LOST)
+        if slot.end_error is None:
+            return counted(outcome, slot.record, attempt)
+        cancelled = slot.cancel_at_ms is not None or "cancel" in slot.reasons
+        return Cancelled() if cancelled and not isinstance(outcome, Success) else outcome
+
     # ---- the end of an attempt ----------------------------------------------------------------
 
-    async def _record_end(self, slot: Slot, outcome: TaskResult, attempt_log: AttemptLog) -> None:
-        event = self._finished(slot, outcome, attempt_log)
-        error = await self._try_end(slot, event, self._config.write_grace_s)
-        if error is None:
-            self.free(slot)
-            return
-        self._note_unsaved(slot, event, error)
-        self.start_soon(lambda: self._retry_end(slot, event), f"end of {slot.task_id}")
-
-    def _finished(self, slot: Slot, outcome: TaskResult, attempt_log: AttemptLog) -> Finished:
-        record = slot.record
-        assert record is not None
+    def _finished(
+        self,
+        slot: Slot,
+        attempt: int,
+        outcome: TaskResult,
+        output_offset: int = 0,
+        output: str = "",
+        progress: Progress | None = None,
+    ) -> Finished:
+        now = self._config.clock_ms()
         mark = slot.cancel_at_ms
         if mark is None and "cancel" in slot.reasons and not isinstance(outcome, Success):
-            mark = self._config.clock_ms()
-        offset, text = attempt_log.rest()
+            mark = now
         return Finished(
-            self._config.clock_ms(),
+            now,
             slot.executor.executor_id,
-            record.attempt,
+            attempt,
             outcome,
             mark,
-            offset,
-            text,
+            output_offset,
+            output,
             self._config.output_bytes,
-            announce=slot.background or "caller" in slot.reasons,
+            announce=slot.background or slot.caller_gone,
+            progress=progress,
         )
 
-    async def _try_end(self, slot: Slot, event: Finished, bound_s: float) -> str | None:
+    def end_unconfirmed(self, slot: Slot, attempt: int, error: BaseException) -> None:
+        """End an attempt whose start may have been stored, but whose body was not run."""
+        self._retry_later(slot, self._finished(slot, attempt, Stopped(UNCONFIRMED)), _named(error))
+        slot.answered.set()
+
+    async def _record_end(self, slot: Slot, event: Finished) -> None:
+        """Store the end and free the slot; leave that to a helper if the store does not take it."""
+        try:
+            error = await self._try_end(slot, event)
+        except BaseException as interrupt:  # Ctrl-C reaches the main task in a shield, too
+            self._retry_later(slot, event, _named(interrupt))
+            raise
+        if error is None:
+            self.free(slot)
+        else:
+            self._retry_later(slot, event, error)
+
+    async def _try_end(self, slot: Slot, event: Finished) -> str | None:
         """Store the end; return None when it is settled, else why it is not."""
-        now = trio.current_time()
-        until = min(now + bound_s, max(self.store_deadline, now + _LAST_WRITE_S))
-        error = f"no answer within {until - now:g} s"
-        with trio.CancelScope(shield=True, deadline=until):
+        with self._waits.bound(self._config.write_grace_s, shield=True):
             try:
                 slot.record = await self._apply_end(slot, event)
             except Exception as failure:  # noqa: BLE001 - a store may fail in any way
-                error = f"{type(failure).__name__}: {failure}"
-            else:
-                self.finished += 1
-                return None
-        return error
+                return _named(failure)
+            slot.end_error = None
+            self.finished += 1
+            return None
+        return "the store did not answer in time"
 
     async def _apply_end(self, slot: Slot, event: Finished) -> TaskRecord | None:
         try:
             return await self._store.apply(slot.task_id, event)
         except InvalidValue as blame:
             # The value itself is refused, for ever: that is how the attempt ends.
-            failed = attrs.evolve(event, outcome=Failed(str(blame)), output="")
+            failed = attrs.evolve(event, outcome=Failed(str(blame)), output="", progress=None)
             return await self._store.apply(slot.task_id, failed)
-        except Refused:
+        except Refused as refusal:
             # An earlier try was applied after all, or somebody else ended the attempt for good.
+            if isinstance(refusal, ExecutorFenced):
+                slot.executor.lost.set()
             return await self._store.load(slot.task_id)
 
-    def _note_unsaved(self, slot: Slot, event: Event, error: str) -> None:
-        status = event.outcome.status if isinstance(event, Finished) else "ended"
+    def _retry_later(self, slot: Slot, event: Finished, error: str) -> None:
+        self._note_unsaved(slot, event, error)
+        self._start_soon(partial(self._retry_end, slot, event), f"end of {slot.task_id}")
+
+    def _note_unsaved(self, slot: Slot, event: Finished, error: str) -> None:
+        status = event.outcome.status
         slot.end_error = f"the task ended as {status}, which is not stored yet: {error}"
         log.warning("task %s: %s", slot.task_id, slot.end_error, extra=slot.extra())
 
     async def _retry_end(self, slot: Slot, event: Finished) -> None:
         delay = _RETRY_FIRST_S
-        while trio.current_time() < self.store_deadline:
-            with trio.move_on_at(self.store_deadline):
-                await trio.sleep(delay)
-            delay = min(delay * 2, _RETRY_MOST_S)
+        while not self._waits.over:
+            delay = await self._pause(delay)
             self.write_retries += 1
             if slot.cancel_at_ms is not None and event.cancel_requested_at_ms is None:
                 event = attrs.evolve(event, cancel_requested_at_ms=slot.cancel_at_ms)
-            error = await self._try_end(slot, event, self._config.write_grace_s)
+            error = await self._try_end(slot, event)
             if error is None:
                 break
             self._note_unsaved(slot, event, error)
@@ -331,11 +319,22 @@ class Supervisor:
             self.given_up[slot.task_id] = slot.end_error or ""
         self.free(slot)
 
+    async def _pause(self, delay: float) -> float:
+        """Wait before a retry; return how long to wait next time. Closing hurries the first."""
+        with self._waits.bound(delay):
+            if self.closing:
+                await trio.sleep_forever()
+            await self._closing.wait()
+            return _RETRY_FIRST_S
+        return min(delay * 2, _RETRY_MOST_S)
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
 
 @trio.lowlevel.disable_ki_protection
 async def _unprotected(
     body: Body, execution: BackgroundExecution, scope: trio.CancelScope
 ) -> Any:
     return await body(execution, scope)
-
-
