@@ -43,6 +43,7 @@ autodoc_preserve_defaults = True
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:obj", r".*"),  # the default role again: not every word in backticks is ours
+    ("py:.*", r".*\.\w+T"),  # type variables
     ("py:.*", r"(?!trio_bgtasks\b).*"),  # other projects: a build must not need the network
 ]
 
@@ -60,7 +61,8 @@ def resolve_public_name(
         return None
     name = path.rpartition(".")[2]
     domain = env.domains.python_domain
-    for public in (f"{project}.{name}", f"{project}.stores.{name}", f"{project}.tools.{name}"):
+    for module in (project, f"{project}.stores", f"{project}.stores.sqlite", f"{project}.tools"):
+        public = f"{module}.{name}"
         if public in domain.objects:
             return domain.resolve_xref(
                 env, node["refdoc"], app.builder, "obj", public, node, content
