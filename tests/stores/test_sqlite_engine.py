@@ -1,0 +1,527 @@
+"""Group commit: who shares a transaction, who is told what, and what cancellation means."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import threading
+import warnings
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import outcome
+import pytest
+import trio
+
+from tests.processes import PATIENCE_S, until
+from trio_bgtasks._errors import (
+    InvalidValue,
+    StoreBusy,
+    StoreClosed,
+    TaskExists,
+    TaskStoreError,
+    UnknownTask,
+)
+from trio_bgtasks._lifecycle import Registered
+from trio_bgtasks.stores import LeaseTerms, SqliteTaskStore
+from trio_bgtasks.stores.sqlite import _connection, _engine
+
+from .conftest import Hand
+
+
+@asynccontextmanager
+async def writer_kept_busy(store: SqliteTaskStore) -> AsyncIterator[None]:
+    """Within the block the writing thread is in the middle of a unit of work."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def work(_: sqlite3.Connection) -> None:
+        entered.set()
+        leave.wait(PATIENCE_S)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store._engine.write, work)
+        await until(entered.is_set)
+        try:
+            yield
+        finally:
+            leave.set()
+
+
+async def statements(store: SqliteTaskStore) -> list[str]:
+    """Return a list to which every statement of the writing connection is added."""
+    seen: list[str] = []
+    await store._engine.write(lambda connection: connection.set_trace_callback(seen.append))
+    return seen
+
+
+async def collected(results: dict[str, Any], name: str, call: Callable[[], Any]) -> None:
+    """Note what a call returned or raised."""
+    try:
+        results[name] = await call()
+    except Exception as error:  # noqa: BLE001
+        results[name] = error
+
+
+async def together(store: SqliteTaskStore, calls: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Make calls that find themselves in one batch, in this order; return how each ended."""
+    results: dict[str, Any] = {}
+    async with trio.open_nursery() as nursery:
+        async with writer_kept_busy(store):
+            for name, call in calls.items():
+                nursery.start_soon(collected, results, name, call)
+                await trio.testing.wait_all_tasks_blocked()
+    return results
+
+
+def tasks_in(path: Path) -> set[str]:
+    """Return the ids of the stored tasks, by another connection."""
+    connection = sqlite3.connect(path)
+    try:
+        return {task_id for (task_id,) in connection.execute("SELECT task_id FROM tasks")}
+    finally:
+        connection.close()
+
+
+# ---- sharing a transaction -----------------------------------------------------------------------
+
+
+async def test_what_waits_shares_one_commit(sqlite: SqliteTaskStore, scribe: Hand) -> None:
+    """Fifty callers that wait while the thread is busy are made durable by a single commit."""
+    seen = await statements(sqlite)
+    calls = {f"t{i}": (lambda i=i: scribe.start(f"t{i}")) for i in range(50)}
+    results = await together(sqlite, calls)
+    assert [results[f"t{i}"].task_id for i in range(50)] == list(calls)
+    after_block = seen[seen.index("COMMIT") + 1 :]
+    assert after_block.count("COMMIT") == after_block.count("BEGIN IMMEDIATE") == 1
+    assert after_block.count("SAVEPOINT job") == 50
+
+
+async def test_a_batch_is_bounded(
+    sqlite: SqliteTaskStore, scribe: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A storm does not become one endless transaction."""
+    monkeypatch.setattr(_engine, "_LARGEST_BATCH", 10)
+    seen = await statements(sqlite)
+    await together(sqlite, {f"t{i}": (lambda i=i: scribe.start(f"t{i}")) for i in range(25)})
+    assert seen.count("COMMIT") == 1 + 1 + 3  # the first one is that of `statements`
+
+
+async def test_a_failing_job_fails_alone(sqlite: SqliteTaskStore, scribe: Hand) -> None:
+    """A refusal, a bad value and a faulty unit of work undo only what they did themselves."""
+
+    def faulty(connection: sqlite3.Connection) -> None:
+        connection.execute("DELETE FROM tasks")
+        raise ZeroDivisionError
+
+    results = await together(
+        sqlite,
+        {
+            "a": lambda: scribe.start("a"),
+            "again": lambda: scribe.start("a"),
+            "bad": lambda: scribe.start("bad", owner="\ud800"),
+            "faulty": lambda: sqlite._engine.write(faulty),
+            "absent": lambda: scribe.end("absent"),
+            "b": lambda: scribe.start("b"),
+        },
+    )
+    assert isinstance(results["again"], TaskExists)
+    assert isinstance(results["bad"], InvalidValue)
+    assert isinstance(results["faulty"], ZeroDivisionError)
+    assert isinstance(results["absent"], UnknownTask)
+    assert [results[name].task_id for name in "ab"] == ["a", "b"]
+    assert tasks_in(sqlite._engine.path) == {"a", "b"}
+
+
+async def test_a_full_disk_hits_only_the_job_that_fills_it(
+    sqlite: SqliteTaskStore, scribe: Hand
+) -> None:
+    """SQLite undoes the whole transaction; the innocent are run again and answered truly."""
+
+    def bound(connection: sqlite3.Connection) -> None:
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages + 4}")
+
+    await sqlite._engine.write(bound)
+    calls: dict[str, Callable[[], Any]] = {
+        "a": lambda: scribe.start("a"),
+        "big": lambda: scribe.start("big", args={"x": "y" * 500_000}),
+        "b": lambda: scribe.start("b"),
+        "a again": lambda: scribe.start("a"),
+    }
+    results = await together(sqlite, calls)
+    assert [results[name].task_id for name in "ab"] == ["a", "b"]
+    assert results["a"].seq != results["b"].seq
+    assert isinstance(results["a again"], TaskExists)
+    assert type(results["big"]) is TaskStoreError
+    assert "the disk is full" in str(results["big"])
+    assert isinstance(results["big"].__cause__, sqlite3.OperationalError)
+    assert tasks_in(sqlite._engine.path) == {"a", "b"}
+    await sqlite._engine.write(lambda c: c.execute("PRAGMA max_page_count = 1000000").fetchall())
+    await scribe.start("big", args={"x": "y" * 500_000})
+
+
+async def test_a_job_that_is_run_again_alone_may_fail_again(
+    sqlite: SqliteTaskStore, scribe: Hand
+) -> None:
+    """Two that fill the disk both fail; what stands between them does not."""
+
+    def bound(connection: sqlite3.Connection) -> None:
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages + 4}")
+
+    await sqlite._engine.write(bound)
+    results = await together(
+        sqlite,
+        {
+            "big": lambda: scribe.start("big", args={"x": "y" * 500_000}),
+            "a": lambda: scribe.start("a"),
+            "huge": lambda: scribe.start("huge", args={"x": "y" * 500_000}),
+        },
+    )
+    assert {name: type(result).__name__ for name, result in results.items()} == {
+        "big": "TaskStoreError",
+        "a": "TaskRecord",
+        "huge": "TaskStoreError",
+    }
+    assert tasks_in(sqlite._engine.path) == {"a"}
+
+
+async def test_a_dying_unit_of_work_does_not_take_the_thread_with_it(
+    sqlite: SqliteTaskStore, scribe: Hand
+) -> None:
+    """What is not an `Exception` fails the whole batch, each caller with an error of its own."""
+
+    def exits(_: sqlite3.Connection) -> None:
+        raise SystemExit(3)
+
+    results = await together(
+        sqlite, {"a": lambda: scribe.start("a"), "exit": lambda: sqlite._engine.write(exits)}
+    )
+    assert type(results["a"]) is type(results["exit"]) is TaskStoreError
+    assert results["a"] is not results["exit"]
+    assert "SystemExit(3)" in str(results["a"])
+    assert tasks_in(sqlite._engine.path) == set()
+    await scribe.start("a")
+
+
+# ---- cancellation --------------------------------------------------------------------------------
+
+
+async def test_cancelled_while_waiting_is_not_done(sqlite: SqliteTaskStore, scribe: Hand) -> None:
+    """The caller gets away at once, although the thread is busy, and nothing is applied."""
+    async with writer_kept_busy(sqlite):
+        with trio.move_on_after(0.05) as scope:
+            await scribe.start("t")
+        assert scope.cancelled_caught
+    await scribe.start("u")
+    assert tasks_in(sqlite._engine.path) == {"u"}
+
+
+async def test_a_cancelled_caller_does_not_even_ask(sqlite: SqliteTaskStore, scribe: Hand) -> None:
+    """Cancelled before the call: nothing is queued."""
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await scribe.start("t")
+    assert scope.cancelled_caught
+    assert sqlite._engine._queue.empty()
+    await scribe.start("u")
+    assert tasks_in(sqlite._engine.path) == {"u"}
+
+
+async def test_once_taken_the_caller_waits_for_the_answer(sqlite: SqliteTaskStore) -> None:
+    """A cancellation that comes too late does not hide what happened."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def work(_: sqlite3.Connection) -> str:
+        entered.set()
+        leave.wait(PATIENCE_S)
+        return "done"
+
+    answers: list[str] = []
+
+    async def caller() -> None:
+        answers.append(await sqlite._engine.write(work))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(caller)
+        await until(entered.is_set)
+        nursery.cancel_scope.cancel()
+        leave.set()
+    assert answers == ["done"]
+
+
+@pytest.mark.parametrize("mode", ["truncate", "wal"])
+async def test_a_thousand_callers_cancelled_at_random(
+    mode: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Cancelled means not applied, acknowledged means durable, and the next write works."""
+    if mode == "wal":
+        request.getfixturevalue("wal")
+    path, dice = tmp_path / "tasks.db", random.Random(7)
+    acknowledged: set[str] = set()
+    cancelled: set[str] = set()
+
+    async def caller(hand: Hand, task_id: str, after_s: float) -> None:
+        with trio.move_on_after(after_s) as scope:
+            await trio.sleep(dice.random() * 0.3)
+            await hand.start(task_id)
+            acknowledged.add(task_id)
+        if scope.cancelled_caught:
+            cancelled.add(task_id)
+
+    async with SqliteTaskStore.open(path) as store, store.executor(LeaseTerms()) as executor:
+        hand = Hand(store, executor.executor_id)
+        async with trio.open_nursery() as nursery:
+            for i in range(1000):
+                nursery.start_soon(caller, hand, f"t{i}", dice.random() * 0.4)
+        await hand.start("last")
+        assert acknowledged
+        assert cancelled
+        assert acknowledged.isdisjoint(cancelled)
+        assert len(acknowledged | cancelled) == 1000
+        assert tasks_in(path) == {*acknowledged, "last"}
+    assert tasks_in(path) == {*acknowledged, "last"}
+
+
+# ---- other processes -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a busy file up early."""
+    monkeypatch.setattr(_connection, "BUSY_S", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_file_that_others_write_is_busy(sqlite: SqliteTaskStore, scribe: Hand) -> None:
+    """Without the write lock in time every caller of the batch hears `StoreBusy`; then it works."""
+    other = sqlite3.connect(sqlite._engine.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    results = await together(
+        sqlite, {"a": lambda: scribe.start("a"), "b": lambda: scribe.start("b")}
+    )
+    assert [type(results[name]) for name in "ab"] == [StoreBusy, StoreBusy]
+    assert results["a"] is not results["b"]
+    assert "nothing was changed" in str(results["a"])
+    other.execute("COMMIT")
+    other.close()
+    assert tasks_in(sqlite._engine.path) == set()
+    await scribe.start("a")
+
+
+async def test_a_caller_may_leave_while_the_file_is_busy(
+    sqlite: SqliteTaskStore, scribe: Hand
+) -> None:
+    """As long as the write lock is waited for, nothing has been taken."""
+    other = sqlite3.connect(sqlite._engine.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with trio.move_on_after(0.2) as scope:
+        await scribe.start("a")
+    assert scope.cancelled_caught
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scribe.start, "b")
+        await trio.sleep(0.05)
+        other.execute("COMMIT")
+    other.close()
+    assert tasks_in(sqlite._engine.path) == {"b"}
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_commit_that_readers_hold_up_is_undone(
+    sqlite: SqliteTaskStore, scribe: Hand
+) -> None:
+    """With a rollback journal a reader can stop a commit: `StoreBusy` to all, a refusal too."""
+    other = sqlite3.connect(sqlite._engine.path, isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT count(*) FROM tasks").fetchall()
+    results = await together(
+        sqlite, {"a": lambda: scribe.start("a"), "a again": lambda: scribe.start("a")}
+    )
+    assert [type(result) for result in results.values()] == [StoreBusy, StoreBusy]
+    other.execute("COMMIT")
+    other.close()
+    assert tasks_in(sqlite._engine.path) == set()
+    await scribe.start("a")
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_reader_waits_for_an_exclusive_lock_and_gives_up(sqlite: SqliteTaskStore) -> None:
+    """A read is tried again while the file is locked, and then raises `StoreBusy`."""
+    other = sqlite3.connect(sqlite._engine.path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StoreBusy):
+        await sqlite.load("t")
+    other.execute("COMMIT")
+    assert await sqlite.load("t") is None
+    other.execute("BEGIN EXCLUSIVE")
+
+    async def later() -> None:
+        await trio.sleep(0.05)
+        other.execute("COMMIT")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(later)
+        assert await sqlite.load("t") is None
+    other.close()
+
+
+async def test_a_forked_child_cannot_use_the_store(sqlite: SqliteTaskStore, scribe: Hand) -> None:
+    """In the child every call says so; the parent goes on."""
+
+    def refused(call: Callable[[], Any]) -> bool:
+        try:
+            call()
+        except TaskStoreError as error:
+            return "fork" in str(error)
+        return False
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads and fork
+        child = os.fork()
+    if child == 0:
+        # Nothing may run but this: neither the test's own clean-up nor an exit handler.
+        start = Registered(1, scribe.executor_id, "ann", "shell", "x")
+        read, write = sqlite.load("t"), sqlite.apply("t", start)
+        fine = (
+            refused(lambda: read.send(None))
+            and refused(lambda: write.send(None))
+            and refused(lambda: sqlite._engine.write_from_thread(lambda _: None))
+            and refused(lambda: sqlite._engine._close().send(None)) is False
+        )
+        os._exit(0 if fine else 1)
+    _, status = await trio.to_thread.run_sync(os.waitpid, child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    await scribe.start("t")
+
+
+# ---- opening, closing, threads -------------------------------------------------------------------
+
+
+async def test_what_was_asked_before_closing_is_done(tmp_path: Path) -> None:
+    """Closing waits for the queue; afterwards every call is refused, nothing is changed."""
+    path = tmp_path / "tasks.db"
+    results: dict[str, Any] = {}
+    async with trio.open_nursery() as nursery:
+        async with SqliteTaskStore.open(path) as store, store.executor(LeaseTerms()) as executor:
+            hand = Hand(store, executor.executor_id)
+            async with writer_kept_busy(store):
+                for i in range(5):
+                    call = lambda i=i: hand.start(f"t{i}")  # noqa: E731
+                    nursery.start_soon(collected, results, f"t{i}", call)
+                await trio.testing.wait_all_tasks_blocked()
+            # No checkpoint between the end of the block and the close of the queue's door.
+    assert [results[f"t{i}"].task_id for i in range(5)] == [f"t{i}" for i in range(5)]
+    with pytest.raises(StoreClosed):
+        await hand.start("late")
+    with pytest.raises(StoreClosed):
+        await store.load("t1")
+    with pytest.raises(StoreClosed):
+        store._engine.write_from_thread(lambda _: None)
+    assert tasks_in(path) == {f"t{i}" for i in range(5)}
+    assert not [t for t in threading.enumerate() if t.name.startswith("bgtasks")]
+
+
+async def test_a_reader_that_outlasts_the_store_closes_its_connection(tmp_path: Path) -> None:
+    """A read that is under way when the store is closed is answered, and leaves nothing open."""
+    leave, entered = threading.Event(), threading.Event()
+    seen: list[sqlite3.Connection] = []
+
+    def slow(connection: sqlite3.Connection) -> int:
+        seen.append(connection)
+        entered.set()
+        leave.wait(PATIENCE_S)
+        return 7
+
+    answers: list[int] = []
+    async with trio.open_nursery() as nursery:
+        async with SqliteTaskStore.open(tmp_path / "tasks.db") as store:
+
+            async def reader() -> None:
+                answers.append(await store._engine.read(slow))
+
+            nursery.start_soon(reader)
+            await until(entered.is_set)
+        leave.set()
+    assert answers == [7]
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        seen[0].execute("SELECT 1")
+
+
+async def test_a_thread_may_write_too(sqlite: SqliteTaskStore) -> None:
+    """Its unit of work shares the transactions of the loop's; its errors are raised there."""
+
+    def work(connection: sqlite3.Connection) -> int:
+        return int(connection.execute("SELECT 41 + 1").fetchone()[0])
+
+    def faulty(_: sqlite3.Connection) -> None:
+        raise ZeroDivisionError
+
+    assert await trio.to_thread.run_sync(sqlite._engine.write_from_thread, work) == 42
+    with pytest.raises(ZeroDivisionError):
+        await trio.to_thread.run_sync(sqlite._engine.write_from_thread, faulty)
+
+
+async def test_an_answer_for_a_loop_that_has_ended_is_dropped(sqlite: SqliteTaskStore) -> None:
+    """Nobody is left to be told; the thread goes on."""
+
+    async def token() -> trio.lowlevel.TrioToken:  # noqa: RUF029
+        return trio.lowlevel.current_trio_token()
+
+    ended = await trio.to_thread.run_sync(trio.run, token)
+    job = _engine._Job(lambda _: None, ended, trio.lowlevel.current_task())
+    job.outcome = outcome.Value(None)
+    _engine._deliver([job])
+    assert await sqlite.load("t") is None
+
+
+async def test_the_threads_are_named(sqlite: SqliteTaskStore, scribe: Hand) -> None:
+    """A thread dump tells which is whose."""
+    assert scribe.executor_id
+    names = {thread.name for thread in threading.enumerate()}
+    assert "bgtasks-sqlite tasks.db" in names
+    assert f"bgtasks-lease {scribe.executor_id}" in names
+    assert sqlite._engine._thread.name in names
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sql", "parameters"),
+    [
+        ("INSERT INTO tombstones (task_id) VALUES ('t'), ('t')", ()),
+        ("INSERT INTO tombstones (task_id) VALUES (?)", ("\ud800",)),
+        ("INSERT INTO tombstones (task_id) VALUES (?)", (object(),)),
+        ("UPDATE executors SET pid = ?", ("text",)),
+        ("SELECT ?", (2**63,)),
+        ("SELECT zeroblob(2000000000)", ()),
+    ],
+    ids=["constraint", "surrogate", "type", "datatype", "overflow", "too big"],
+)
+async def test_a_value_that_sqlite_refuses_is_an_invalid_value(
+    sqlite: SqliteTaskStore, scribe: Hand, sql: str, parameters: tuple[Any, ...]
+) -> None:
+    """Repeating such a write is useless, and the error says so by its type."""
+    assert scribe.executor_id  # there is an executor to be updated
+    with pytest.raises(InvalidValue):
+        await sqlite._engine.write(lambda c: c.execute(sql, parameters).fetchall())
+
+
+async def test_another_sqlite_error_keeps_its_cause(sqlite: SqliteTaskStore) -> None:
+    """What nobody foresaw is a `TaskStoreError` with SQLite's own error behind it."""
+    for call in (sqlite._engine.write, sqlite._engine.read):
+        with pytest.raises(TaskStoreError, match="no such table") as caught:
+            await call(lambda c: c.execute("SELECT * FROM nowhere").fetchall())
+        assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
+
+
+async def test_a_file_that_was_removed_is_an_error(sqlite: SqliteTaskStore) -> None:
+    """A reader does not make a new, empty store in its place."""
+    path = sqlite._engine.path
+    path.unlink()
+    with pytest.raises(TaskStoreError, match="opened"):
+        await sqlite.load("t")
+    assert not path.exists()
