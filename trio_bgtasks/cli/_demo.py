@@ -6,6 +6,7 @@ process lives was read from the system.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -80,8 +81,8 @@ async def _background(stage: _Stage) -> None:
     _heading("Its output is read while it runs")
     while_running = await stage.relay(task_id, lambda _: False)
     record = await stage.show(task_id)
-    _check(while_running > 1, "its output is there while it runs")
     _check(record.status is TaskStatus.COMPLETED, "it completed")
+    _check(while_running > 1, "its output is there while it runs")
     _check(len(await stage.lines(task_id)) == 8, "all of its output is stored")
 
 
@@ -138,7 +139,7 @@ async def _crash(stage: _Stage) -> None:
         await _until_resumed(stage, task_id, process)
         await stage.relay(task_id, lambda _: False, offset=stopped.output_bytes)
     completed = await stage.show(task_id)
-    say(f"result: {completed.result}")
+    say(f"result: {json.dumps(completed.result)}")
     _check(completed.status is TaskStatus.COMPLETED, "it completed")
     _check(completed.attempt == 2, "its second attempt did")
     counted = {"counted_to": GOAL, "began_after": checkpoint}

@@ -11,18 +11,20 @@ from functools import partial
 
 import trio
 
-from .._background import RUN_IN_BACKGROUND_PARAM, BackgroundCapable, background_tool
+from .._background import RUN_IN_BACKGROUND_PARAM, BackgroundCapable
 from .._execution import BackgroundExecution
+from .._function_tool import background_tool
 from .._json import JsonObject
 from .._manager import open_task_manager
 from .._tool import ToolCallContext
 from ..stores.sqlite import SqliteTaskStore
 
 GOAL = 14
-_STEP_S = 0.3
+_STEP_S = 0.5
 
 
-async def count(to: int, execution: BackgroundExecution) -> JsonObject:
+@background_tool(supports_resume=True)
+async def count(to: int, execution: BackgroundExecution) -> dict[str, int]:
     """Count up to a number; after a crash, from where the last checkpoint says.
 
     Args:
@@ -42,7 +44,7 @@ async def main(database: str, owner: str, *task_id: str) -> None:
     """Count to the end in a runtime of its own."""
     args: JsonObject = {"task_id": task_id[0]} if task_id else {"to": GOAL}
     async with SqliteTaskStore.open(database) as store, open_task_manager(store) as manager:
-        tool = BackgroundCapable(background_tool(count, supports_resume=True), manager)
+        tool = BackgroundCapable(count, manager)
         call = {**args, RUN_IN_BACKGROUND_PARAM: True}
         started = await tool.execute(call, ToolCallContext(thread_id=owner))
         await manager.wait(owner, started.data["task_id"])

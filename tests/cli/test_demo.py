@@ -1,0 +1,94 @@
+"""``demo``: that the story holds, says when it does not, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import Cli, environment
+
+ROW = re.compile(r"^(bg_\w+)  (\w+) +(\d+)  ", re.MULTILINE)
+
+
+@pytest.fixture(autouse=True)
+def _no_file_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The folder for temporary files is the test's own, and empty at its end."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    yield
+    assert list(folder.iterdir()) == []
+
+
+async def test_the_whole_story(cli: Cli) -> None:
+    """Each scene shows what it promises, in order; no file and no process is left."""
+    done = await cli("demo")
+
+    assert (done.code, done.errors) == (0, "")
+    assert cli.processes.alive() == {}
+    scenes = done.out.strip().split("\n\n")
+    assert all(scene.startswith("== ") for scene in scenes)
+    started, output, tree, cancelled, counting, killed, resumed, history, every = scenes
+
+    ((shell_id, *standing),) = ROW.findall(started)
+    assert standing == ["running", "1"]
+    lines = [line.split() for line in output.splitlines()[1:-1]]
+    assert [" ".join(words[1:]) for words in lines] == [f"line {n}" for n in range(1, 9)]
+    assert [words[0] for words in lines].count("running") > 1
+    assert ROW.findall(output) == [(shell_id, "completed", "1")]
+
+    ((tree_id, *standing),) = ROW.findall(tree)
+    assert standing == ["running", "1"]
+    before = [line.split() for line in tree.splitlines()[2:]]
+    after = [line.split() for line in cancelled.splitlines()[2:]]
+    assert len(before) >= 4
+    assert {state for _, _, state in before} == {"alive"}
+    assert after == [[pid, name, "gone"] for pid, name, _ in before]
+    assert ROW.findall(cancelled) == [(tree_id, "cancelled", "1")]
+
+    ((count_id, *standing),) = ROW.findall(counting)
+    assert standing == ["running", "1"]
+    assert ROW.findall(killed) == [(count_id, "stopped", "1")]
+    checkpoint = killed.splitlines()[-1].removeprefix("checkpoint: ")
+    assert f"attempt 2 begins after {checkpoint}\n" in resumed
+    assert ROW.findall(resumed) == [(count_id, "completed", "2")]
+    assert f'"began_after": {checkpoint}' in resumed.splitlines()[-1]
+    kinds = [" ".join(line.split()[2:4]) for line in history.splitlines()[2:]]
+    assert kinds == ["registered 1", "orphaned 1", "attempt started", "finished 2"]
+    assert ROW.findall(every) == [
+        (shell_id, "completed", "1"),
+        (tree_id, "cancelled", "1"),
+        (count_id, "completed", "2"),
+    ]
+
+
+async def test_an_interrupted_demo_leaves_nothing_behind(cli: Cli) -> None:
+    """Neither files nor processes, in the middle of whatever it is doing."""
+    async with cli.running("demo") as run:
+        await run.says("ignores-TERM")
+        run.process.send_signal(signal.SIGTERM)
+        done = await run.end()
+
+    assert (done.code, done.errors) == (143, "")
+    assert cli.processes.alive() == {}
+
+
+def test_a_story_that_does_not_hold_fails(cli: Cli) -> None:
+    """The exit code is 1, and the line on standard error says what did not hold."""
+    code = (
+        "import sys; from trio_bgtasks.cli import _app, _demo; "
+        "_demo._LINES = 'exit 1'; "
+        "sys.exit(_app.run_app(['demo']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment()
+    )
+    assert done.returncode == 1
+    assert done.stderr == "trio-bgtasks: the demo failed, this does not hold: it completed\n"
+    assert cli.processes.alive() == {}

@@ -1,0 +1,160 @@
+"""The command line itself: usage, errors, and where the database is."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import Cli, environment
+from trio_bgtasks.cli import main
+from trio_bgtasks.cli._session import database
+
+
+def _main(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["trio-bgtasks", *args])
+    return main()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["nonsense"],
+        ["--nonsense"],
+        ["--db"],
+        ["ls", "--db"],
+        ["ls", "more"],
+        ["ls", "--owner", ""],
+        ["ls", "--owner", "a\nb"],
+        ["--owner", "me", "show", "id"],
+        ["run"],
+        ["run", "--nonsense", "true"],
+        ["run", "true", "--resumable=perhaps"],
+        ["show"],
+        ["show", "one", "two"],
+        ["show", "a\x1bb"],
+        ["wait", "one", " "],
+        ["logs", "--follow"],
+        ["cancel", "--tree"],
+        ["resume"],
+        ["demo", "--json"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str]
+) -> None:
+    """One line on standard error that only prints; nothing on standard output, nothing done."""
+    assert _main(monkeypatch, *args) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("trio-bgtasks: ")
+    assert err.count("\n") == 1
+    assert err[:-1].isprintable()
+
+
+def test_no_command_shows_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command of the issue is in the help; without a command that is a usage error."""
+    assert _main(monkeypatch) == 2
+    out, err = capsys.readouterr()
+    names = "cancel demo doctor gc logs ls resume run show wait"
+    assert [name for name in names.split() if f" {name} " in out] == names.split()
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["--help"], "Exit codes"),
+        (["run", "--help"], "--resumable"),
+        (["logs", "-h"], "-f"),
+        (["--version"], version("trio-bgtasks")),
+    ],
+)
+def test_help_and_version(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    args: list[str],
+    text: str,
+) -> None:
+    """They are printed, and are no error."""
+    assert _main(monkeypatch, *args) == 0
+    assert text in capsys.readouterr().out
+
+
+async def test_options_stand_before_or_behind_the_command(cli: Cli, tmp_path: Path) -> None:
+    """And between its arguments; what follows ``--`` is a command, whatever it looks like."""
+    db = str(tmp_path / "other.db")
+    done = await cli("--db", db, "run", "true", "--json", "--owner=me", "--", "--help")
+    assert [task["owner_thread_id"] for task in done.json["tasks"]] == ["me", "me"]
+    assert done.json["tasks"][1]["description"].startswith("--help")
+    assert not cli.db.exists()
+    listed = await cli("--json", f"--db={db}", "--owner", "me", "ls")
+    assert listed.json == done.json
+
+
+def test_where_the_database_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The option, else the environment's, else one in the user's state folder."""
+    monkeypatch.setenv("TRIO_BGTASKS_DB", "named.db")
+    assert database(Path("option.db")) == Path("option.db")
+    assert database(None) == Path("named.db")
+    monkeypatch.setenv("TRIO_BGTASKS_DB", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    found = database(None)
+    assert found.name == "tasks.db"
+    assert found.parent.name == "trio_bgtasks"
+    assert tmp_path in found.parents
+
+
+@pytest.mark.parametrize("missing", ["cyclopts", "platformdirs", "rich"])
+def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
+    """One line and exit code 2, as for any wrong use."""
+    code = f"import sys; sys.modules[{missing!r}] = None; from trio_bgtasks import cli; "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code} sys.exit(cli.main())", "ls"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert missing in done.stderr
+    assert "pip install 'trio-bgtasks[cli]'" in done.stderr
+
+
+async def test_a_database_that_cannot_be_opened(cli: Cli, tmp_path: Path) -> None:
+    """A folder, a foreign database, a newer schema: one line and exit code 1, nothing changed."""
+    foreign, newer = tmp_path / "foreign.db", tmp_path / "newer.db"
+    await cli("ls", "--db", str(newer))
+    for path, statement in (
+        (foreign, "CREATE TABLE theirs (x)"),
+        (newer, "PRAGMA user_version = 99"),
+    ):
+        connection = sqlite3.connect(path)
+        connection.execute(statement)
+        connection.close()
+    for path in (tmp_path, foreign, newer):
+        content = None if path.is_dir() else path.read_bytes()
+        done = await cli("ls", "--db", str(path))
+        assert (done.code, done.out) == (1, "")
+        assert done.errors.startswith("trio-bgtasks: ")
+        assert done.errors.count("\n") == 1
+        assert content is None or path.read_bytes() == content
+
+
+def test_an_interrupt_before_the_command_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ctrl-C while the command is being loaded is no traceback."""
+
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trio_bgtasks.cli._app.run_app", interrupted)
+    assert _main(monkeypatch, "ls") == 128 + signal.SIGINT
