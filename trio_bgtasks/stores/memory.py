@@ -1,4 +1,4 @@
-"""`MemoryTaskStore`: the default; for tests, throw-away runs and simulations of several machines."""
+"""`MemoryTaskStore`: the default; for tests, throw-away runs, simulations of several machines."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import trio
 from .._errors import InvalidValue, StoreClosed
 from .._json import NotJson, clone_json, copy_json, new_id
 from .._lifecycle import (
+    NO_FACTS,
+    CancelRequested,
     Event,
     Facts,
     Finished,
@@ -26,10 +28,11 @@ from .._lifecycle import (
     ends_attempt,
     journal_entry,
 )
-from .._records import JournalEntry, Notice, OutputPage, TaskRecord, TaskStatus, TaskSummary, evolved
+from .._records import JournalEntry, Notice, OutputPage, TaskRecord, TaskStatus, evolved
 from ._output import new_chunks, output_page
 from ._protocol import PAGE, ExecutorHandle, LeaseTerms, RecordPage, SweepReport
 
+_JSON = ("args", "metadata", "result", "checkpoint")
 _ANY_SIZE = 1 << 62  # sizes are bounded where values are given
 
 
@@ -84,7 +87,7 @@ class MemoryTaskStore:
         self._keys: dict[tuple[str, str], str] = {}
         self._journal: dict[str, list[JournalEntry]] = {}
         self._output: dict[str, _Log] = {}
-        self._notices: dict[str, dict[int, Notice]] = {}
+        self._notices: dict[str, dict[int, TaskRecord]] = {}  # each as its attempt ended
         self._next_notice = 1
         self._executors: dict[str, _Executor] = {}
 
@@ -99,23 +102,21 @@ class MemoryTaskStore:
 
     def _apply(self, task_id: str, event: Event) -> TaskRecord:
         before = self._records.get(task_id)
-        self._check_machine(event)
         after = apply(task_id, before, event, self._facts(task_id, event))
         if after is not before:
-            after = _checked(after, self._seq + 1 if before is None else after.seq)
+            after = self._checked(before, after)
             self._save(before, event, after)
         return _private(after)
 
-    def _check_machine(self, event: Event) -> None:
-        executor = self._executors.get(getattr(event, "executor_id", ""))
-        if executor is not None and executor.crashed and not isinstance(event, Orphaned):
-            raise StoreClosed(f"the machine of executor {executor.executor_id} crashed")
-
     def _facts(self, task_id: str, event: Event) -> Facts:
-        executor_id = getattr(event, "executor_id", None)
-        fenced = executor_id is not None and self._is_fenced(executor_id)
+        if isinstance(event, CancelRequested):
+            return NO_FACTS
+        executor = self._executors.get(event.executor_id)
+        if executor is not None and executor.crashed and not isinstance(event, Orphaned):
+            raise StoreClosed(f"the machine of executor {event.executor_id} crashed")
+        fenced = executor is None or executor.fenced
         if not isinstance(event, Registered):
-            return Facts(executor_fenced=fenced)
+            return Facts(executor_fenced=True) if fenced else NO_FACTS
         key, parent = event.idempotency_key, self._records.get(event.parent_task_id or "")
         return Facts(
             executor_fenced=fenced,
@@ -123,6 +124,18 @@ class MemoryTaskStore:
             key_used_by=None if key is None else self._keys.get((event.owner_thread_id, key)),
             parent_cancelled=parent is not None and parent.cancel_accepted,
         )
+
+    def _checked(self, before: TaskRecord | None, after: TaskRecord) -> TaskRecord:
+        """Return the record to be stored. What is new in it is copied: nobody can change it."""
+        changes: dict[str, Any] = {} if before is not None else {"seq": self._seq + 1}
+        try:
+            for name in _JSON:
+                value = getattr(after, name)
+                if value is not None and (before is None or value is not getattr(before, name)):
+                    changes[name] = copy_json(value, max_bytes=_ANY_SIZE)
+        except NotJson as error:
+            raise InvalidValue(f"task '{after.task_id}' cannot be stored: {error}") from None
+        return evolved(after, **changes) if changes else after
 
     def _save(self, before: TaskRecord | None, event: Event, after: TaskRecord) -> None:
         task_id = after.task_id
@@ -139,8 +152,7 @@ class MemoryTaskStore:
         if entry is not None:
             self._journal.setdefault(task_id, []).append(entry)
         if ends_attempt(event):
-            notice = Notice(self._next_notice, after.summary(), after.background)
-            self._notices.setdefault(after.owner_thread_id, {})[notice.notice_id] = notice
+            self._notices.setdefault(after.owner_thread_id, {})[self._next_notice] = after
             self._next_notice += 1
 
     def _index(self, record: TaskRecord) -> None:
@@ -232,8 +244,8 @@ class MemoryTaskStore:
         """See `TaskStore.notices`."""
         waiting = self._notices.get(owner_thread_id, {})
         return [
-            attrs.evolve(notice, summary=_private_summary(notice.summary))
-            for notice in islice(waiting.values(), limit)
+            Notice(notice_id, record.summary(), record.background)
+            for notice_id, record in islice(waiting.items(), limit)
         ]
 
     async def acknowledge(self, owner_thread_id: str, notice_ids: Sequence[int]) -> None:
@@ -383,25 +395,6 @@ def _page(rows: Iterator[TaskRecord], limit: int) -> RecordPage:
     return RecordPage(records)
 
 
-def _checked(record: TaskRecord, seq: int) -> TaskRecord:
-    """Return the record to be stored; what a caller gave is copied, so that nobody can change it."""
-    try:
-        return evolved(
-            record,
-            seq=seq,
-            args=_checked_json(record.args),
-            metadata=_checked_json(record.metadata),
-            result=_checked_json(record.result),
-            checkpoint=_checked_json(record.checkpoint),
-        )
-    except NotJson as error:
-        raise InvalidValue(f"task '{record.task_id}' cannot be stored: {error}") from None
-
-
-def _checked_json(value: Any) -> Any:
-    return copy_json(value, max_bytes=_ANY_SIZE)
-
-
 def _private(record: TaskRecord) -> TaskRecord:
     """Return the record with JSON of its own, so that its owner may change what it was handed."""
     return evolved(
@@ -410,10 +403,4 @@ def _private(record: TaskRecord) -> TaskRecord:
         metadata=clone_json(record.metadata),
         result=clone_json(record.result),
         checkpoint=clone_json(record.checkpoint),
-    )
-
-
-def _private_summary(summary: TaskSummary) -> TaskSummary:
-    return attrs.evolve(
-        summary, result=clone_json(summary.result), metadata=clone_json(summary.metadata)
     )
