@@ -60,7 +60,7 @@ class _Job:
     work: _Work[Any]
     token: trio.lowlevel.TrioToken | None = None
     task: trio.lowlevel.Task | None = None
-    future: Future[Any] | None = None
+    future: Future[outcome.Outcome[Any]] | None = None
     state: _State = _State.WAITING
     outcome: outcome.Outcome[Any] | None = None
 
@@ -132,9 +132,9 @@ class Engine:
 
     def write_from_thread(self, work: _Work[_T]) -> _T:
         """Do the same for a thread that is not the loop's; blocks it."""
-        future: Future[_T] = Future()
+        future: Future[outcome.Outcome[_T]] = Future()
         self._put(_Job(work, future=future))
-        return future.result()
+        return future.result().unwrap()
 
     async def read(self, work: _Work[_T]) -> _T:
         """Return ``work(connection)``: one consistent view of the file, on a worker thread.
