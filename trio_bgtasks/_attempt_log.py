@@ -58,7 +58,7 @@ class AttemptLog:
 
     def __init__(self, port: AttemptPort, offset: int, keep_bytes: int) -> None:
         self._port = port
-        self._keep_bytes = keep_bytes
+        self.keep_bytes = keep_bytes
         self._parts: deque[bytes] = deque()
         self._offset = offset  # of the first unsent byte, in all output of the task
         self._pending = 0
@@ -75,7 +75,7 @@ class AttemptLog:
         data = clean_text(text).encode()
         self._parts.append(data)
         self._pending += len(data)
-        excess = self._pending - self._keep_bytes
+        excess = self._pending - self.keep_bytes
         if excess > 0:
             self._drop(excess)
             while self._parts[0][0] & 0xC0 == _CONTINUATION:  # not within a character
@@ -160,7 +160,7 @@ class AttemptLog:
         if text:
             await port.write(
                 OutputAppended(
-                    port.clock_ms(), port.executor_id, port.attempt, offset, text, self._keep_bytes
+                    port.clock_ms(), port.executor_id, port.attempt, offset, text, self.keep_bytes
                 )
             )
             self._stored(offset + len(text.encode()))

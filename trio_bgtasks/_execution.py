@@ -41,6 +41,7 @@ class BackgroundExecution:
         cancel_scope: The scope around the body.
         lock_fds: Descriptors that prove this process alive: pass them to a guard process that may
             outlive it and still do its work, so that "dead" includes that guard.
+        output_limit: How many bytes of the task's output are kept; the oldest are dropped first.
     """
 
     __slots__ = (
@@ -52,6 +53,7 @@ class BackgroundExecution:
         "checkpoint",
         "is_resume",
         "lock_fds",
+        "output_limit",
         "owner_thread_id",
         "parent_task_id",
         "task_id",
@@ -74,6 +76,7 @@ class BackgroundExecution:
         self.checkpoint: Any = record.checkpoint
         self.cancel_scope = cancel_scope
         self.lock_fds = lock_fds
+        self.output_limit = log_.keep_bytes
         self._log = log_
         self._port = port
         self._reasons = reasons

@@ -11,7 +11,7 @@ Use: ``python -I -S _keeper.py GRACE_S SPEC_SIZE LOCK_FDS`` (the last one joined
   end of file afterwards, however it came about, is the order to end the command. The keeper answers
   with lines: ``pid N`` (the command's leader was forked), ``error TEXT`` (it could not be started),
   ``status N`` (all have ended; the leader's exit code, or minus the signal that killed it).
-* descriptors 1 and 2: where the command's output goes. The keeper itself writes nothing there.
+* descriptors 1 and 2: where the command's output goes.
 
 How it sees them all: on Linux the keeper is a child subreaper, so whatever loses its parent, by a
 double fork too, becomes its child: having no child means that nothing is left, and a walk through
@@ -266,8 +266,7 @@ def main(grace_s: float, spec_size: int, lock_fds: list[int]) -> None:
     channel = os.dup(0)  # not inherited, as every descriptor that Python makes
     for descriptor in lock_fds:
         os.set_inheritable(descriptor, False)
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 
     received = b""
     while len(received) < spec_size:
@@ -282,8 +281,6 @@ def main(grace_s: float, spec_size: int, lock_fds: list[int]) -> None:
     except OSError as error:
         tell(channel, f"error fork: {error.strerror}")
         return
-    os.dup2(null, 1)  # the runtime sees the end of the output when the command's processes do
-    os.dup2(null, 2)
     tell(channel, f"pid {command.leader}")
     if command.wait(channel):
         command.end(grace_s)

@@ -1,0 +1,317 @@
+"""Run one shell command under a keeper, and never leave a process of it behind.
+
+The keeper (`_keeper.py`) is a small process between us and the command. It waits for every process
+of the command and ends them all when we say so or when we die. What is left to do here: start it,
+pass the output on as it comes, and not return before it has gone.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import fcntl
+import os
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+import attrs
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+_KEEPER = (sys.executable, "-I", "-S", str(Path(__file__).with_name("_keeper.py")))
+_PIECE_BYTES = 64 * 1024
+
+_channels: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def _close_channels_in_forked_child() -> None:
+    """A forked copy of this process must not keep the keepers' channels open when we have died."""
+    for channel in list(_channels):
+        channel.close()
+
+
+os.register_at_fork(after_in_child=_close_channels_in_forked_child)
+
+
+class CommandNotStarted(Exception):
+    """The command was not started: the text names the argument and the reason."""
+
+
+class KeeperLost(Exception):
+    """The command's keeper was killed, so how the command ended is not known.
+
+    Its leader and what was left in its process group were killed.
+    """
+
+
+@attrs.frozen
+class CommandEnd:
+    """How a command ended; `run_command` returns it when the last of its processes has gone.
+
+    Attributes:
+        exit_code: of the shell, 0 to 255; None if a signal killed it.
+        signal: number of the signal that killed the shell, else None.
+        timed_out: the command was ended because its time was up.
+        duration_s: from the call to the end of the last process, seconds.
+        output_bytes: what the command wrote to stdout and stderr, as it wrote it.
+    """
+
+    exit_code: int | None
+    signal: int | None
+    timed_out: bool
+    duration_s: float
+    output_bytes: int
+
+
+@trio.lowlevel.enable_ki_protection
+async def run_command(
+    command: str,
+    *,
+    shell: str,
+    cwd: str | None,
+    env: Mapping[str, str],
+    timeout_s: float | None,
+    grace_s: float,
+    lock_fds: Sequence[int],
+    on_output: Callable[[str], Awaitable[None]],
+) -> CommandEnd:
+    """Run ``shell -c command`` to the end of the last process that it started.
+
+    When this returns or raises, in whatever way, none of those processes is left: cancellation and
+    the time-out send TERM to all, KILL after the grace period, and wait. If this process dies, the
+    keeper does the same. stdin is empty.
+
+    Args:
+        command: the text for the shell.
+        shell: its path, or a name looked up in the PATH of ``env``.
+        cwd: working directory; None is the one of this process.
+        env: the whole environment of the command.
+        timeout_s: seconds after which the command is ended; None: never.
+        grace_s: seconds between TERM and KILL, also after the death of this process.
+        lock_fds: descriptors that stay open, in the keeper alone, until the last process has gone.
+        on_output: gets stdout and stderr as one text, in pieces of at most 64 KiB of it, at once.
+            The command is held up while it waits. It has to take the text before its first
+            checkpoint: it is also called when the scope is cancelled, and once the grace period of
+            a cancelled command is over, cancelled itself. What is not UTF-8 and NUL are U+FFFD.
+
+    Raises:
+        CommandNotStarted: nothing was run.
+        KeeperLost: the keeper was killed from outside.
+        Exception: whatever ``on_output`` raised; the command was ended.
+    """
+    started = trio.current_time()
+    spec = _spec(command, shell, cwd, env)
+    with contextlib.ExitStack() as descriptors:
+        try:
+            keeper = await _start_keeper(descriptors, len(spec), grace_s, lock_fds)
+        except OSError as error:
+            message = f"the keeper process could not be started: {error}"
+            raise CommandNotStarted(message) from error
+        try:
+            with trio.move_on_after(float("inf") if timeout_s is None else timeout_s) as limit:
+                await keeper.send(spec)
+                await keeper.relay(on_output)
+        finally:
+            await keeper.finish(on_output, grace_s)
+        status = keeper.leader_status()
+        return CommandEnd(
+            exit_code=None if status < 0 else status,
+            signal=-status if status < 0 else None,
+            timed_out=limit.cancelled_caught,
+            duration_s=trio.current_time() - started,
+            output_bytes=keeper.output_bytes,
+        )
+
+
+def _spec(command: str, shell: str, cwd: str | None, env: Mapping[str, str]) -> bytes:
+    """What the keeper is to run, in its own format; bytes, as the system will see them."""
+    fields = [("cwd", cwd or ""), ("shell", shell), ("command", command)]
+    for name, value in env.items():
+        if not name or "=" in name:
+            message = f"env: {name!r} cannot be the name of a variable"
+            raise CommandNotStarted(message)
+        fields.append((f"env {name!r}", f"{name}={value}"))
+    encoded = []
+    for field, text in fields:
+        try:
+            encoded.append(os.fsencode(text))
+        except UnicodeEncodeError as error:
+            message = f"{field}: cannot be encoded for this system: {error.reason}"
+            raise CommandNotStarted(message) from error
+        if b"\0" in encoded[-1]:
+            message = f"{field}: must not contain NUL"
+            raise CommandNotStarted(message)
+    return b"\0".join(encoded)
+
+
+async def _start_keeper(
+    descriptors: contextlib.ExitStack, spec_size: int, grace_s: float, lock_fds: Sequence[int]
+) -> _Keeper:
+    """Start a keeper; our ends of its descriptors are closed by ``descriptors``.
+
+    Python's descriptors are not inherited, and `subprocess` closes all but those named here, so
+    the processes of concurrent commands do not hold one another's.
+    """
+    selector = descriptors.enter_context(selectors.DefaultSelector())
+    with contextlib.ExitStack() as its_ends:
+        channel, its_channel = socket.socketpair()
+        descriptors.callback(channel.close)
+        its_ends.callback(its_channel.close)
+        _channels.add(channel)
+        output, its_output = os.pipe()
+        descriptors.callback(os.close, output)
+        its_ends.callback(os.close, its_output)
+        process = await trio.lowlevel.open_process(
+            [*_KEEPER, str(grace_s), str(spec_size), ",".join(map(str, lock_fds))],
+            stdin=its_channel,
+            stdout=its_output,
+            stderr=subprocess.STDOUT,
+            pass_fds=lock_fds,
+            start_new_session=True,
+        )
+    return _Keeper(process, channel, output, selector)
+
+
+@final
+class _Keeper:
+    """A keeper that was started, until it has gone.
+
+    Two descriptors are waited for in one selector, which for Trio is a descriptor like any other:
+    so this needs no nursery, and what ``on_output`` raises is raised as it is.
+    """
+
+    def __init__(
+        self,
+        process: trio.Process,
+        channel: socket.socket,
+        output: int,
+        selector: selectors.DefaultSelector,
+    ) -> None:
+        self.output_bytes = 0
+        self._process = process
+        self._channel = channel
+        self._output = output
+        self._selector = selector
+        self._selector.register(channel, selectors.EVENT_READ)
+        self._selector.register(output, selectors.EVENT_READ)
+        self._gone = False
+        self._unread = 0  # bytes in the output pipe when the keeper had gone
+        self._lines = b""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._deaf = False
+
+    async def send(self, spec: bytes) -> None:
+        """Tell the keeper what to run."""
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(self._channel))
+        with contextlib.suppress(trio.BrokenResourceError):  # it has gone: relay() will see it
+            await stream.send_all(spec)
+
+    async def relay(self, on_output: Callable[[str], Awaitable[None]]) -> None:
+        """Pass the output on until the keeper has gone; goes on where a cancelled call ended."""
+        while piece := await self._receive():
+            self.output_bytes += len(piece)
+            await self._pass_on(self._decoder.decode(piece), on_output)
+        await self._pass_on(self._decoder.decode(b"", final=True), on_output)
+
+    async def finish(self, on_output: Callable[[str], Awaitable[None]], grace_s: float) -> None:
+        """Have the command ended if it still runs, and wait until the keeper has gone.
+
+        ``on_output`` may hold the command up for the grace period; after that nothing may.
+        """
+        hurry = trio.current_time() + grace_s
+
+        async def hurried(text: str) -> None:
+            with trio.move_on_at(hurry):
+                await on_output(text)
+
+        self._order_end()
+        with trio.CancelScope(shield=True):
+            try:
+                await self.relay(hurried)
+            finally:
+                await self.relay(hurried)  # on_output failed: the rest is read, and dropped
+                await self._process.wait()
+                await self._kill_what_a_killed_keeper_left()
+
+    def leader_status(self) -> int:
+        """The exit code of the command's leader, or minus the signal that killed it."""
+        report = self._report()
+        if "error" in report:
+            raise CommandNotStarted(report["error"])
+        if "pid" not in report:
+            message = f"the keeper process ended before it (status {self._process.returncode})"
+            raise CommandNotStarted(message)
+        if "status" not in report:
+            message = (
+                "the command's keeper process was killed from outside "
+                f"(status {self._process.returncode}); how the command ended is not known"
+            )
+            raise KeeperLost(message)
+        return int(report["status"])
+
+    async def _receive(self) -> bytes:
+        """The next piece of output; b"" once the keeper has gone and everything was read."""
+        while not self._gone:
+            await trio.lowlevel.wait_readable(self._selector.fileno())
+            ready = [key.fileobj for key, _ in self._selector.select(0)]
+            if self._channel in ready:
+                self._listen()
+            elif self._output in ready:
+                if piece := os.read(self._output, _PIECE_BYTES):
+                    return piece
+                self._selector.unregister(self._output)
+        # Whoever still holds the pipe now was not started by the command, and is not waited for.
+        piece = os.read(self._output, min(self._unread, _PIECE_BYTES))
+        self._unread -= len(piece)
+        return piece
+
+    def _listen(self) -> None:
+        try:
+            received = self._channel.recv(4096)
+        except ConnectionResetError:  # it was killed with the spec unread
+            received = b""
+        self._lines += received
+        if not received:
+            self._gone = True
+            size = fcntl.ioctl(self._output, termios.FIONREAD, bytes(4))
+            (self._unread,) = struct.unpack("i", size)
+
+    async def _pass_on(self, text: str, on_output: Callable[[str], Awaitable[None]]) -> None:
+        if not text or self._deaf:
+            return
+        try:
+            await on_output(text.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+        except Exception:
+            self._deaf = True
+            raise
+
+    def _order_end(self) -> None:
+        """Shut our side of the channel; unlike closing, that holds for every copy of it."""
+        if not self._gone:
+            with contextlib.suppress(OSError):  # it goes at this moment
+                self._channel.shutdown(socket.SHUT_WR)
+            pass  # a stopped keeper could not obey
+
+    def _report(self) -> dict[str, str]:
+        lines = self._lines.decode("utf-8", "replace").splitlines()
+        return {word: rest for word, _, rest in (line.partition(" ") for line in lines)}
+
+    async def _kill_what_a_killed_keeper_left(self) -> None:
+        """Kill the leader's process group, which is as far as this process can see."""
+        report = self._report()
+        if "pid" not in report or "status" in report or "error" in report:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError), trio.move_on_after(1):
+            while True:
+                os.killpg(int(report["pid"]), signal.SIGKILL)
+                await trio.sleep(0.01)  # until init has taken them
