@@ -195,9 +195,7 @@ class Liveness:
         log.warning("%s failed: the store did not answer in time", what)
 
 
-async def _guarded(
-    afn: Callable[[*_Args], Awaitable[None]], *args: *_Args, what: str
-) -> None:
+async def _guarded(afn: Callable[[*_Args], Awaitable[None]], *args: *_Args, what: str) -> None:
     """Do one piece of a service, which goes on whatever becomes of this one."""
     try:
         await afn(*args)

@@ -47,7 +47,7 @@ class Services:
                     await nursery.start(self._supervise, closing, block.cancel)
                     try:
                         yield
-                    except BaseException as error:  # noqa: BLE001 - raised again below, as it was
+                    except BaseException as error:  # noqa: ASYNC103, BLE001 - raised again below
                         failure = error
                     self._begin_closing()
                     closing.set()

@@ -159,11 +159,11 @@ class Starter:
             raise StoreBusy("the executor was fenced; the start was not applied") from None
         except (Refused, StoreBusy, InvalidValue, CorruptRecord):
             raise  # nothing was applied
-        except BaseException as error:  # noqa: BLE001 - even a cancelled call may have been applied
-            record = await self._read_back(slot, event, error)
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - may have been applied even so
+            record = await self._read_back(slot, event, error)  # noqa: ASYNC102 - shielded there
             if record is None:
                 _reraise(error)
-            return record
+            return record  # noqa: ASYNC104
 
     async def _ask(self, slot: Slot, event: StartEvent) -> TaskRecord:
         with self._waits.bound(math.inf):
@@ -218,7 +218,7 @@ class Starter:
                 except Exception as failure:  # noqa: BLE001 - a store may fail in any way
                     log.warning("start not read back: %s", failure, extra=slot.extra())
                 except BaseException as interrupt:  # noqa: BLE001 - Ctrl-C: shields do not stop it
-                    raise _AnswerUnknown(interrupt) from None
+                    raise _AnswerUnknown(interrupt) from None  # noqa: ASYNC104
                 else:
                     return record if _is_ours(slot, record, event) else None
                 await trio.sleep(_READ_BACK_S)

@@ -177,8 +177,8 @@ class Supervisor:
                         return BodyEnd(await _unprotected(body, execution, slot.scope))
         except GeneratorExit:
             raise  # the run was torn down: nothing can be awaited any more
-        except BaseException as error:  # noqa: BLE001 - all of them are recorded, some passed on
-            return BodyEnd(raised=error, ran=ran)
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - all are recorded, some passed on
+            return BodyEnd(raised=error, ran=ran)  # noqa: ASYNC104
         return BodyEnd(ran=False)  # the scope took the cancellation
 
     async def _deadline(self, slot: Slot) -> None:
@@ -334,7 +334,5 @@ def _named(error: BaseException) -> str:
 
 
 @trio.lowlevel.disable_ki_protection
-async def _unprotected(
-    body: Body, execution: BackgroundExecution, scope: trio.CancelScope
-) -> Any:
+async def _unprotected(body: Body, execution: BackgroundExecution, scope: trio.CancelScope) -> Any:
     return await body(execution, scope)

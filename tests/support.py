@@ -1,0 +1,373 @@
+"""Stores that fail, hang or dawdle, bodies that follow orders, and a cancel at every checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Any, Generic, Literal, TypeVar
+
+import attrs
+import trio
+
+from trio_bgtasks import (
+    BackgroundExecution,
+    BackgroundTaskManager,
+    Cancelled,
+    Event,
+    JournalEntry,
+    LeaseTerms,
+    ManagerConfig,
+    MemoryTaskStore,
+    Notice,
+    OutputPage,
+    StartRequest,
+    Success,
+    TaskRecord,
+    TaskResult,
+    TaskStatus,
+    TaskStore,
+    TaskSummary,
+    open_task_manager,
+)
+from trio_bgtasks.stores import ExecutorHandle, RecordPage, SweepReport
+
+T = TypeVar("T")
+
+OWNER = "thread-1"
+OTHER = "thread-2"
+
+
+def request(owner: str = OWNER, /, task_type: str = "work", **fields: Any) -> StartRequest:
+    """Return a request of task type ``work``."""
+    return StartRequest(owner_thread_id=owner, task_type=task_type, **fields)
+
+
+async def done(_: BackgroundExecution, __: trio.CancelScope) -> TaskResult:
+    """Succeed after one checkpoint."""
+    await trio.lowlevel.checkpoint()
+    return Success("done")
+
+
+async def forever(_: BackgroundExecution, __: trio.CancelScope) -> TaskResult:
+    """Never return."""
+    await trio.sleep_forever()
+    raise AssertionError
+
+
+@attrs.define(eq=False)
+class Gate:
+    """A body that runs until it is let go; it knows how often, and for which attempts, it ran."""
+
+    result: TaskResult = attrs.field(factory=lambda: Success("done"))
+    runs: list[tuple[str, int]] = attrs.field(factory=list[tuple[str, int]])
+    entered: trio.Event = attrs.field(factory=trio.Event)
+    opened: trio.Event = attrs.field(factory=trio.Event)
+
+    async def __call__(self, execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
+        self.runs.append((execution.task_id, execution.attempt))
+        self.entered.set()
+        await self.opened.wait()
+        return self.result
+
+
+@attrs.define(eq=False)
+class Stubborn:
+    """A body that ends when it is let go, and not before, whoever cancels it."""
+
+    result: TaskResult = attrs.field(factory=Cancelled)
+    entered: trio.Event = attrs.field(factory=trio.Event)
+    opened: trio.Event = attrs.field(factory=trio.Event)
+
+    async def __call__(self, _: BackgroundExecution, __: trio.CancelScope) -> TaskResult:
+        self.entered.set()
+        with trio.CancelScope(shield=True):
+            await self.opened.wait()
+        return self.result
+
+
+@asynccontextmanager
+async def opened(
+    store: TaskStore | None = None, **config: Any
+) -> AsyncGenerator[BackgroundTaskManager, None]:
+    """Open a manager with some fields of its configuration."""
+    async with open_task_manager(store, config=ManagerConfig(**config)) as manager:
+        yield manager
+
+
+# ---- stores --------------------------------------------------------------------------------------
+
+
+class StoreWrapper:
+    """A `TaskStore` that hands on every call; `around` is what a test overrides."""
+
+    def __init__(self, inner: TaskStore | None = None) -> None:
+        self.inner: TaskStore = MemoryTaskStore() if inner is None else inner
+
+    async def around(self, call: str, afn: Callable[[], Awaitable[T]]) -> T:
+        """Make the call named ``call``."""
+        del call
+        return await afn()
+
+    async def apply(self, task_id: str, event: Event) -> TaskRecord:
+        return await self.around("apply", lambda: self.inner.apply(task_id, event))
+
+    async def load(self, task_id: str) -> TaskRecord | None:
+        return await self.around("load", lambda: self.inner.load(task_id))
+
+    async def load_by_key(self, owner_thread_id: str, key: str) -> TaskRecord | None:
+        return await self.around("load", lambda: self.inner.load_by_key(owner_thread_id, key))
+
+    async def list_owner(self, owner_thread_id: str, **options: Any) -> RecordPage:
+        return await self.around("list", lambda: self.inner.list_owner(owner_thread_id, **options))
+
+    async def children(self, task_id: str, **options: Any) -> RecordPage:
+        return await self.around("children", lambda: self.inner.children(task_id, **options))
+
+    async def history(self, task_id: str) -> list[JournalEntry]:
+        return await self.around("history", lambda: self.inner.history(task_id))
+
+    async def read_output(self, task_id: str, *, offset: int, limit: int) -> OutputPage:
+        return await self.around(
+            "read_output", lambda: self.inner.read_output(task_id, offset=offset, limit=limit)
+        )
+
+    async def notices(self, owner_thread_id: str, **options: Any) -> list[Notice]:
+        return await self.around("notices", lambda: self.inner.notices(owner_thread_id, **options))
+
+    async def acknowledge(self, owner_thread_id: str, notice_ids: Sequence[int]) -> None:
+        await self.around(
+            "acknowledge", lambda: self.inner.acknowledge(owner_thread_id, notice_ids)
+        )
+
+    async def collect(self, owner_thread_id: str | None, **options: Any) -> list[str]:
+        return await self.around("collect", lambda: self.inner.collect(owner_thread_id, **options))
+
+    async def owners(self, **options: Any) -> list[str]:
+        return await self.around("owners", lambda: self.inner.owners(**options))
+
+    async def sweep(
+        self, executor_id: str, at_ms: int, *, suspect: str | None = None
+    ) -> SweepReport:
+        return await self.around(
+            "sweep", lambda: self.inner.sweep(executor_id, at_ms, suspect=suspect)
+        )
+
+    async def cancel_marks(self, executor_id: str) -> list[str]:
+        return await self.around("cancel_marks", lambda: self.inner.cancel_marks(executor_id))
+
+    def executor(self, terms: LeaseTerms) -> AbstractAsyncContextManager[ExecutorHandle]:
+        return self.inner.executor(terms)
+
+
+Fault = Literal["before", "after", "hang", "hang after", "slow"]
+
+
+class FaultyStore(StoreWrapper):
+    """A store whose calls of the kind ``calls`` go wrong: number ``first`` (from 1) to ``last``.
+
+    ``before``: ``error`` is raised, nothing was applied. ``after``: it is raised although the call
+    was applied. ``hang`` and ``hang after``: no answer, ever, before or after it was applied.
+    ``slow``: the call takes ten seconds.
+    """
+
+    def __init__(self, inner: TaskStore | None = None) -> None:
+        super().__init__(inner)
+        self.calls: frozenset[str] = frozenset()
+        self.fault: Fault = "before"
+        self.error: Callable[[], Exception] = lambda: ConnectionError("store is down")
+        self.first, self.last = 1, math.inf
+        self.made: Counter[str] = Counter()
+        self.struck = 0
+
+    def break_down(
+        self,
+        *calls: str,
+        fault: Fault = "before",
+        first: int = 1,
+        last: float = math.inf,
+        error: Callable[[], Exception] | None = None,
+    ) -> None:
+        """Let the ``first`` to the ``last`` of these calls from now on go wrong."""
+        self.calls, self.fault, self.first, self.last = frozenset(calls), fault, first, last
+        self.made.clear()
+        if error is not None:
+            self.error = error
+
+    def repair(self) -> None:
+        """Let everything go well again."""
+        self.calls = frozenset()
+
+    async def around(self, call: str, afn: Callable[[], Awaitable[T]]) -> T:
+        if call not in self.calls:
+            return await afn()
+        self.made[call] += 1
+        if not self.first <= self.made.total() <= self.last:
+            return await afn()
+        self.struck += 1
+        match self.fault:
+            case "before":
+                raise self.error()
+            case "after":
+                await afn()
+                raise self.error()
+            case "hang":
+                await trio.sleep_forever()
+            case "hang after":
+                await afn()
+                await trio.sleep_forever()
+            case "slow":
+                await trio.sleep(10)
+        return await afn()
+
+
+class CheckpointingStore(StoreWrapper):
+    """A store of which every call can be cancelled: before it was applied, and after."""
+
+    async def around(self, call: str, afn: Callable[[], Awaitable[T]]) -> T:
+        del call
+        await trio.lowlevel.checkpoint()
+        answer = await afn()
+        await trio.lowlevel.checkpoint()
+        return answer
+
+
+class StallingStore(StoreWrapper):
+    """The store of a machine that never renews its lease: who sweeps later finds it dead."""
+
+    def executor(self, terms: LeaseTerms) -> AbstractAsyncContextManager[ExecutorHandle]:
+        return self.inner.executor(attrs.evolve(terms, renew_s=1e9))
+
+
+class ReplaceableStore(StoreWrapper):
+    """A store that can tell its executors that they are lost, fenced or not."""
+
+    def __init__(self, inner: TaskStore | None = None) -> None:
+        super().__init__(inner)
+        self.handles: list[ExecutorHandle] = []
+
+    @asynccontextmanager
+    async def _executor(self, terms: LeaseTerms) -> AsyncGenerator[ExecutorHandle, None]:
+        async with self.inner.executor(terms) as handle:
+            self.handles.append(handle)
+            yield handle
+
+    def executor(self, terms: LeaseTerms) -> AbstractAsyncContextManager[ExecutorHandle]:
+        return self._executor(terms)
+
+
+async def contents(store: TaskStore) -> dict[str, Any]:
+    """Return everything that can be seen of a store: records, journals, output, notices."""
+    seen: dict[str, Any] = {}
+    for owner in await store.owners():
+        page = await store.list_owner(owner)
+        assert page.next_after is None
+        seen[f"notices of {owner}"] = await store.notices(owner)
+        for record in page.records:
+            log = await store.read_output(record.task_id, offset=0, limit=1 << 20)
+            seen[record.task_id] = record, await store.history(record.task_id), log
+    return seen
+
+
+async def records(store: TaskStore, owner: str = OWNER) -> list[TaskRecord]:
+    """Return the owner's records in order of creation."""
+    return list((await store.list_owner(owner)).records)
+
+
+async def stored(store: TaskStore, task_id: str) -> TaskRecord:
+    """Return the record of a task that is there."""
+    record = await store.load(task_id)
+    assert record is not None
+    return record
+
+
+async def ended(
+    manager: BackgroundTaskManager, summary: TaskSummary, owner: str = OWNER
+) -> TaskSummary:
+    """Return how a task stands once it is not running; fail after an hour of virtual time."""
+    with trio.fail_after(3600):
+        return await manager.wait(owner, summary.task_id)
+
+
+def assert_idle(manager: BackgroundTaskManager) -> None:
+    """Nothing is left behind: no slot in whatever state, no waiter, no subscriber."""
+    statistics = manager.statistics()
+    left = {
+        name: getattr(statistics, name)
+        for name in (
+            *("starting", "queued", "background", "foreground", "unsaved"),
+            *("waiters", "subscribers"),
+        )
+    }
+    assert not any(left.values()), left
+    assert "0 live tasks" in repr(manager)
+
+
+async def assert_all_live(store: TaskStore, manager: BackgroundTaskManager) -> None:
+    """Every running record of the manager's executor has a slot."""
+    live = {summary.task_id for owner in await store.owners() for summary in manager.live(owner)}
+    executor_id = manager.statistics().executor_id
+    for owner in await store.owners():
+        for record in (await store.list_owner(owner, status=TaskStatus.RUNNING)).records:
+            assert record.executor_id != executor_id or record.task_id in live, record
+
+
+# ---- a cancel at every checkpoint ----------------------------------------------------------------
+
+
+class _AtStep(trio.abc.Instrument):
+    """Cancels a scope while ``task`` waits at its ``k``-th checkpoint from now on."""
+
+    def __init__(self, task: trio.lowlevel.Task, k: int, scope: trio.CancelScope) -> None:
+        self._task = task
+        self._left = k
+        self._scope = scope
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            self._left -= 1
+            if self._left == 0:
+                self._scope.cancel()
+
+
+@contextmanager
+def cancel_at(k: int) -> Generator[trio.CancelScope, None, None]:
+    """Cancel the block at its ``k``-th checkpoint; ``cancel_called`` tells if there was one."""
+    with trio.CancelScope() as scope:
+        instrument = _AtStep(trio.lowlevel.current_task(), k, scope)
+        trio.lowlevel.add_instrument(instrument)
+        try:
+            yield scope
+        finally:
+            trio.lowlevel.remove_instrument(instrument)
+
+
+@attrs.define
+class Tried(Generic[T]):
+    """What became of one call that was cancelled somewhere."""
+
+    k: int
+    cancelled: bool
+    value: T | None = None
+
+
+async def cancelled_at(k: int, afn: Callable[[], Awaitable[T]]) -> Tried[T] | None:
+    """Make a call and cancel it at its ``k``-th checkpoint; None: it has fewer."""
+    with cancel_at(k) as scope:
+        value = await afn()
+        return Tried(k, cancelled=False, value=value) if scope.cancel_called else None
+    return Tried(k, cancelled=True)
+
+
+class Wakeups(trio.abc.Instrument):
+    """Counts how often the loop woke up to run something."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        del task
+        now = trio.current_time()
+        if not self.times or self.times[-1] != now:
+            self.times.append(now)
