@@ -300,7 +300,7 @@ class _Keeper:
         if not self._gone:
             with contextlib.suppress(OSError):  # it goes at this moment
                 self._channel.shutdown(socket.SHUT_WR)
-            pass  # a stopped keeper could not obey
+            self._process.send_signal(signal.SIGCONT)  # a stopped keeper could not obey
 
     def _report(self) -> dict[str, str]:
         lines = self._lines.decode("utf-8", "replace").splitlines()

@@ -1,0 +1,608 @@
+"""`run_command` against real processes: nothing is left behind, whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from tests.processes import PATIENCE_S, Marked, descriptors, lock_is_free, until
+from tests.tools.commands import HARD_TO_END, python
+from trio_bgtasks.tools import _process
+from trio_bgtasks.tools._process import CommandEnd, CommandNotStarted, KeeperLost, run_command
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+pytestmark = pytest.mark.usefixtures("marked")
+
+ROOT = Path(__file__).parents[2]
+
+
+class Output:
+    """Collects a command's output; ``seen`` waits for a text in it."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._more = trio.Event()
+
+    async def __call__(self, text: str) -> None:
+        self.text += text
+        self._more.set()
+        self._more = trio.Event()
+        await trio.lowlevel.checkpoint()
+
+    async def seen(self, text: str) -> None:
+        with trio.fail_after(PATIENCE_S):
+            while text not in self.text:
+                await self._more.wait()
+
+
+async def run(
+    command: str, on_output: Callable[[str], Awaitable[None]] | None = None, **options: Any
+) -> CommandEnd:
+    """`run_command` with this process's environment; fails when it hangs."""
+    arguments = {
+        "shell": "/bin/sh",
+        "cwd": None,
+        "env": dict(os.environ),
+        "timeout_s": None,
+        "grace_s": 0.3,
+        "lock_fds": (),
+        "on_output": on_output or Output(),
+        **options,
+    }
+    with trio.fail_after(PATIENCE_S):
+        return await run_command(command, **arguments)
+
+
+# ---- how a command ends ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "exit_code", "number"),
+    [
+        ("true", 0, None),
+        ("exit 3", 3, None),
+        ("exit 255", 255, None),
+        ("no-such-command", 127, None),
+        ("kill -9 $$", None, 9),
+        ("kill -TERM $$", None, 15),
+        ("kill -PIPE $$", None, 13),
+    ],
+)
+async def test_reports_exit_code_or_signal(
+    command: str, exit_code: int | None, number: int | None
+) -> None:
+    """The end names the shell's exit code, or else the signal that killed it."""
+    end = await run(command)
+    assert (end.exit_code, end.signal, end.timed_out) == (exit_code, number, False)
+
+
+async def test_reports_duration_and_bytes() -> None:
+    """The duration reaches to the last process, the bytes are those that were written."""
+    end = await run("printf '\\377\\000ab'; nohup sleep 0.2 >&- 2>&- &")
+    assert end.duration_s >= 0.2
+    assert end.output_bytes == 4
+
+
+async def test_is_not_over_before_the_last_process() -> None:
+    """`nohup sleep 3 & echo hi` is not completed when it has said hi."""
+    output = Output()
+    end = await run("nohup sleep 3 & echo hi", output)
+    assert output.text == "hi\n"
+    assert end.duration_s >= 3
+
+
+async def test_output_may_end_long_before_the_command() -> None:
+    """A command that closes its output is waited for all the same."""
+    end = await run("exec >/dev/null 2>&1; sleep 0.3; exit 5")
+    assert end.exit_code == 5
+    assert end.duration_s >= 0.3
+
+
+async def test_a_stranger_who_holds_the_output_is_not_waited_for() -> None:
+    """A process that was not started by the command, and got its output's descriptor, is ignored.
+
+    What the command wrote is complete nevertheless.
+    """
+    output = Output()
+    held: list[int] = []
+
+    async def hold(text: str) -> None:
+        if not held:
+            held.append(os.open(f"/proc/{int(text)}/fd/1", os.O_WRONLY))
+        await output(text)
+
+    try:
+        await run("echo $$; sleep 0.1; head -c 50000 /dev/zero | tr '\\0' x", hold)
+    finally:
+        os.close(held[0])
+    assert output.text.count("x") == 50000
+
+
+async def test_standard_input_is_empty() -> None:
+    """A command that reads gets the end of file at once."""
+    output = Output()
+    await run("cat; wc -c; echo done", output)
+    assert output.text == "0\ndone\n"
+
+
+async def test_runs_where_and_as_told(tmp_path: Path) -> None:
+    """The command has the given folder, environment and shell, and nothing else of ours."""
+    shell = tmp_path / "my-shell"
+    shell.write_text("#!/bin/sh\ntr '\\0' '\\n' </proc/$$/environ; pwd; printf '%s|' \"$@\"")
+    shell.chmod(0o700)
+    (tmp_path / "folder").mkdir()
+    output = Output()
+    env = {"GREETING": "hällo = wörld", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    await run("the  command", output, cwd=f"{tmp_path}/folder", env=env, shell="my-shell")
+    assert output.text.splitlines() == [
+        "GREETING=hällo = wörld",
+        f"PATH={env['PATH']}",
+        f"{tmp_path}/folder",
+        "-c|the  command|",
+    ]
+
+
+async def test_a_huge_environment_arrives() -> None:
+    """An environment of a megabyte, far more than a pipe holds, arrives."""
+    output = Output()
+    huge = {f"HUGE_{number}": "x" * 50_000 for number in range(20)}
+    await run("env | grep -c '^HUGE_.*x$'", output, env=os.environ | huge)
+    assert output.text == "20\n"
+
+
+# ---- what is not started -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cwd": "/no/such"}, "cwd '/no/such': No such file or directory"),
+        ({"cwd": "/etc/passwd"}, "cwd '/etc/passwd': Not a directory"),
+        ({"cwd": "/no\nsuch"}, "cwd '/no\\nsuch': No such file or directory"),
+        ({"shell": "/no/such"}, "shell '/no/such': No such file or directory"),
+        ({"shell": "no-such-shell"}, "shell 'no-such-shell': No such file or directory"),
+        ({"shell": "/etc"}, "shell '/etc': Permission denied"),
+        ({"env": {"BIG": "x" * 10_000_000}}, "shell '/bin/sh': Argument list too long"),
+        ({"env": {"A=B": "c"}}, "env: 'A=B' cannot be the name of a variable"),
+        ({"env": {"": "c"}}, "env: '' cannot be the name of a variable"),
+        ({"env": {"A": "x\0y"}}, "env 'A': must not contain NUL"),
+        ({"env": {"A": "\ud800"}}, "env 'A': cannot be encoded for this system"),
+    ],
+)
+async def test_says_why_a_command_was_not_started(arguments: dict[str, Any], message: str) -> None:
+    """What stands against the start is named with its argument."""
+    with pytest.raises(CommandNotStarted) as raised:
+        await run("echo hi", **arguments)
+    assert str(raised.value).startswith(message)
+
+
+async def test_a_command_with_nul_is_not_started() -> None:
+    """The system could not be given such a command."""
+    with pytest.raises(CommandNotStarted, match="command: must not contain NUL"):
+        await run("echo \0")
+
+
+@pytest.mark.parametrize(
+    ("keeper", "message"),
+    [
+        (["/no/such/python"], "the keeper process could not be started: .*No such file"),
+        (["/bin/sh", "-c", "exit 3"], r"the keeper process ended before it \(status 3\)"),
+    ],
+)
+async def test_a_keeper_that_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, keeper: list[str], message: str
+) -> None:
+    """Without a keeper there is no command; also when its death cuts off what it was to read."""
+    monkeypatch.setattr(_process, "_KEEPER", keeper)
+    for env in ({}, {f"N{number}": "x" * 100_000 for number in range(10)}):
+        with pytest.raises(CommandNotStarted, match=message):
+            await run("echo hi", env=env)
+
+
+async def test_every_lack_of_descriptors_is_survived() -> None:
+    """With room for k more descriptors, for every k: the command runs, or a clear error, no leak."""
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    await run("true")
+    before = descriptors()
+    results: list[str] = []
+    while "ran" not in results:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(before) + 1, hard))
+        fillers = []
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    fillers.append(os.open(os.devnull, os.O_RDONLY))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(*before, *fillers) + 1 + len(results), hard))
+            await run("true")
+            results.append("ran")
+        except CommandNotStarted as error:
+            results.append(str(error))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            for filler in fillers:
+                os.close(filler)
+        assert descriptors() == before
+    assert len(results) > 4
+    assert all("Too many open files" in error for error in results[:-1])
+
+
+# ---- output ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 2, 3, 5])
+async def test_characters_are_never_split(
+    monkeypatch: pytest.MonkeyPatch, piece_bytes: int, tmp_path: Path
+) -> None:
+    """Wherever the reads cut the bytes, the text is what the whole would have been."""
+    monkeypatch.setattr(_process, "_PIECE_BYTES", piece_bytes)
+    text = "aä€😀\0é"
+    written = text.encode() + b"\xff\xc3(\xe2\x82|\xf0\x9f" + text.encode() + b"\xf0\x9f\x98"
+    (tmp_path / "written").write_bytes(written)
+    output = Output()
+    end = await run(f"cat {tmp_path}/written", output)
+    assert output.text == written.decode(errors="replace").replace("\0", "\ufffd")
+    assert end.output_bytes == len(written)
+
+
+async def test_any_bytes_become_text_that_can_be_stored() -> None:
+    """Binary output arrives without NUL and without surrogates, in the same order."""
+    output = Output()
+    end = await run("head -c 300000 /dev/urandom; echo; echo the end", output)
+    output.text.encode()
+    assert "\0" not in output.text
+    assert output.text.endswith("\nthe end\n")
+    assert end.output_bytes == 300_009
+
+
+async def test_stdout_and_stderr_are_one_text_in_order() -> None:
+    """What was written first comes first, through whichever of the two."""
+    output = Output()
+    await run("for i in 1 2 3; do echo out$i; echo err$i >&2; done", output)
+    assert output.text.split() == ["out1", "err1", "out2", "err2", "out3", "err3"]
+
+
+async def test_output_is_passed_on_while_the_command_runs(tmp_path: Path) -> None:
+    """Each line arrives at once: the command goes on only when we have seen it."""
+    times = []
+
+    async def answer(text: str) -> None:
+        times.append(trio.current_time())
+        (tmp_path / text.strip()).touch()
+        await trio.lowlevel.checkpoint()
+
+    await run(
+        f"cd {tmp_path}; for i in 1 2 3 4 5; do echo $i; while [ ! -e $i ]; do :; done; done",
+        answer,
+    )
+    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    assert len(times) == 5
+    assert min(gaps) < 0.1
+
+
+async def test_a_hundred_megabytes_pass_through_little_memory() -> None:
+    """The output is complete and never held, however fast it comes."""
+    total = 0
+
+    async def count(text: str) -> None:
+        nonlocal total
+        assert len(text) <= 64 * 1024
+        total += len(text)
+        await trio.lowlevel.checkpoint()
+
+    tracemalloc.start()
+    try:
+        end = await run("yes 0123456789 | head -c 100000000", count)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert total == end.output_bytes == 100_000_000
+    assert peak < 4_000_000
+
+
+async def test_a_slow_reader_holds_the_command_up() -> None:
+    """Nothing is read while the reader is busy, so an endless output waits in a full pipe."""
+    pieces: list[int] = []
+
+    async def never_ready(text: str) -> None:
+        pieces.append(len(text))
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, "yes", never_ready)
+        await until(lambda: pieces)
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        assert len(pieces) == 1
+        nursery.cancel_scope.cancel()
+    assert len(pieces) < 1000
+
+
+async def test_an_error_of_the_reader_ends_the_command() -> None:
+    """What `on_output` raises is raised, as it is, when nothing of the command is left."""
+
+    async def refuse(_text: str) -> None:
+        await trio.lowlevel.checkpoint()
+        raise ValueError("full")
+
+    with pytest.raises(ValueError, match="full"):
+        await run("yes | cat & trap '' TERM; echo hi; while :; do echo ha; sleep 0.05; done", refuse)
+
+
+async def test_control_c_while_output_is_passed_on() -> None:
+    """A KeyboardInterrupt passes through when nothing of the command is left."""
+
+    async def interrupted(_text: str) -> None:
+        await trio.lowlevel.checkpoint()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await run("echo hi; sleep 1000", interrupted)
+
+
+# ---- the end by order --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", HARD_TO_END.values(), ids=HARD_TO_END.keys())
+async def test_cancelled_means_gone(marked: Marked, command: str) -> None:
+    """When the cancelled call returns, no process of the command is alive."""
+    output = Output()
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, command, output)
+            await output.seen("ready")
+            assert marked.alive()
+            scope.cancel()
+    assert scope.cancelled_caught
+    assert not marked.alive()
+
+
+async def test_a_timeout_ends_the_command_and_says_so(marked: Marked) -> None:
+    """A command whose time is up is ended as by a cancel, and its end tells the rest."""
+    output = Output()
+    end = await run("trap 'echo bye; exit 7' TERM; sleep 1000 & wait", output, timeout_s=0.5)
+    assert (end.exit_code, end.signal, end.timed_out) == (7, None, True)
+    assert end.duration_s >= 0.5
+    assert output.text == "bye\n"
+    assert not marked.alive()
+
+
+async def test_last_words_of_a_cancelled_command_are_taken() -> None:
+    """Output written during the grace period is passed on, also to a reader that is stuck."""
+    taken = []
+
+    async def stuck(text: str) -> None:
+        taken.append(text)
+        await trio.sleep_forever()
+
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, "trap 'echo bye; exit' TERM; echo hi; sleep 1000 & wait", stuck)
+            await until(lambda: taken)
+            scope.cancel()
+    assert "".join(taken) == "hi\nbye\n"
+
+
+async def test_a_reader_is_not_waited_for_beyond_the_grace_period() -> None:
+    """A stuck reader does not hold up the end of a command that writes on and on."""
+    taken = 0
+
+    async def stuck(text: str) -> None:
+        nonlocal taken
+        taken += len(text)
+        await trio.sleep_forever()
+
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, "trap '' TERM; while :; do echo yes; done", stuck)
+            await until(lambda: taken)
+            started = trio.current_time()
+            scope.cancel()
+    assert trio.current_time() - started < PATIENCE_S / 4
+    assert taken
+
+
+async def test_an_error_of_the_reader_in_the_grace_period(marked: Marked) -> None:
+    """An error while a cancelled command speaks its last words does not leave it behind."""
+    output = Output()
+
+    async def fail_in_the_end(text: str) -> None:
+        await output(text)
+        if "bye" in text:
+            raise ValueError("full")
+
+    with pytest.raises(ExceptionGroup) as raised:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                run, "trap 'echo bye; exit' TERM; echo hi; sleep 1000 & wait", fail_in_the_end
+            )
+            await output.seen("hi")
+            nursery.cancel_scope.cancel()
+    assert raised.group_contains(ValueError, match="full")
+    assert not marked.alive()
+
+
+async def test_a_stopped_keeper_obeys() -> None:
+    """A command that stops its keeper can still be cancelled."""
+    end = await run("kill -STOP $PPID; sleep 1000", timeout_s=0.5)
+    assert end.timed_out
+
+
+async def test_a_killed_keeper_is_noticed(marked: Marked) -> None:
+    """When the keeper is killed with -9, the rest of the command's process group is killed too."""
+    with pytest.raises(KeeperLost, match="killed from outside"):
+        await run("sleep 1000 & sleep 1000 | sleep 1000 & kill -9 $PPID; sleep 1000")
+    await until(lambda: not marked.alive())
+
+
+class CancelAtStep(trio.abc.Instrument):
+    """Cancels a scope when a task reaches its k-th checkpoint."""
+
+    def __init__(self, task: trio.lowlevel.Task, scope: trio.CancelScope, k: int) -> None:
+        self.steps = 0
+        self._task, self._scope, self._k = task, scope, k
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            self.steps += 1
+            if self.steps == self._k:
+                self._scope.cancel()
+
+
+async def test_cancelled_at_every_checkpoint(marked: Marked) -> None:
+    """Cancelled at its k-th checkpoint, for every k: no process and no descriptor is left."""
+    command = "echo 1; sleep 1000 & sleep 0.05; echo 2; sleep 0.05; echo 3; kill $!"
+    before = descriptors()
+    k, cancelled = 0, True
+    while cancelled:
+        k += 1
+        with trio.CancelScope() as scope:
+            instrument = CancelAtStep(trio.lowlevel.current_task(), scope, k)
+            trio.lowlevel.add_instrument(instrument)
+            try:
+                await run(command)
+            finally:
+                trio.lowlevel.remove_instrument(instrument)
+        cancelled = instrument.steps >= k
+        assert not marked.alive()
+        assert descriptors() == before
+    assert k > 10
+
+
+async def test_many_commands_cancelled_at_random(marked: Marked) -> None:
+    """50 concurrent commands, each cancelled at its own moment, end alone and leave nothing."""
+    rng = random.Random(20)
+    commands = [
+        "sleep 1000 & setsid sleep 1000 & sleep 1000",
+        "yes",
+        "echo hi; exec sleep 1000",
+        "trap '' TERM; while :; do sleep 0.1; done",
+        "sleep 0.2; exit 4",
+    ]
+    ended: list[int] = []
+
+    async def run_one(number: int) -> None:
+        with trio.move_on_after(rng.random() * 2):
+            end = await run(commands[number % len(commands)])
+            assert end.exit_code == 4
+        ended.append(number)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(50):
+            nursery.start_soon(run_one, number)
+    assert len(ended) == 50
+    assert not marked.alive()
+
+
+async def test_concurrent_commands_do_not_hold_one_anothers_descriptors() -> None:
+    """Each command sees its three descriptors only, however many are started at the same time.
+
+    Nor does it see any other one of this process, also when that was made to be inherited.
+    """
+    outputs = [Output() for _ in range(20)]
+    with Path(os.devnull).open("rb") as ours:
+        os.set_inheritable(ours.fileno(), True)
+        async with trio.open_nursery() as nursery:
+            for output in outputs:
+                nursery.start_soon(run, "ls /proc/self/fd", output)
+    assert {output.text for output in outputs} == {"0\n1\n2\n3\n"}  # 3: ls reads the folder
+
+
+# ---- the death of the runtime ------------------------------------------------------------------
+
+
+class Runtime:
+    """A second process that runs a command (see runtime_process.py)."""
+
+    def __init__(self, lock: Path, command: str, *options: str, grace_s: float = 0.3) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.tools.runtime_process"]
+            + [str(lock), str(grace_s), command, *options],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+        )
+
+    def until_line(self, word: bytes) -> bytes:
+        assert self._process.stdout is not None
+        while word not in (line := self._process.stdout.readline()):
+            assert line, f"the output ended before {word!r}"
+        return line
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+@pytest.mark.parametrize("command", HARD_TO_END.values(), ids=HARD_TO_END.keys())
+async def test_nothing_survives_a_killed_runtime(
+    marked: Marked, tmp_path: Path, command: str
+) -> None:
+    """After -9 everything ends by itself, and the lock is not free while one process lives."""
+    lock = tmp_path / "lock"
+    runtime = Runtime(lock, command)
+    runtime.until_line(b"ready")
+    assert not lock_is_free(lock)
+    runtime.kill()
+    free_while_alive: list[dict[int, str]] = []
+
+    def free() -> bool:
+        is_free = lock_is_free(lock)
+        if is_free:
+            free_while_alive.append(marked.alive())
+        return is_free
+
+    await until(free)
+    assert free_while_alive == [{}]
+
+
+async def test_a_killed_runtime_gives_the_grace_period_too(tmp_path: Path) -> None:
+    """A command whose runtime was killed may still clean up."""
+    lock = tmp_path / "lock"
+    command = f"trap 'sleep 0.2; touch {tmp_path}/clean; exit' TERM; echo ready; sleep 1000 & wait"
+    runtime = Runtime(lock, command, grace_s=100)
+    runtime.until_line(b"ready")
+    runtime.kill()
+    await until(lambda: lock_is_free(lock))
+    assert (tmp_path / "clean").exists()
+
+
+async def test_a_forked_copy_of_the_runtime_holds_nothing(marked: Marked, tmp_path: Path) -> None:
+    """A forked child that survives the runtime, as of a process pool, keeps no command alive."""
+    runtime = Runtime(tmp_path / "lock", "echo ready; sleep 1000", "fork")
+    copy = int(runtime.until_line(b"copy").split()[1])
+    assert len(marked.alive()) > 2
+    runtime.kill()
+    await until(lambda: set(marked.alive()) == {copy})
+    os.kill(copy, signal.SIGKILL)
+    await until(lambda: not marked.alive())
+
+
+async def test_a_runtime_killed_while_commands_start(marked: Marked, tmp_path: Path) -> None:
+    """Whenever -9 comes, also in the middle of a start, nothing survives it."""
+    rng = random.Random(7)
+    for round_number in range(10):
+        lock = tmp_path / f"lock{round_number}"
+        runtime = Runtime(lock, "sleep 1000 & setsid sleep 1000 & sleep 1000")
+        await until(lock.exists)
+        await trio.sleep(rng.random() * 0.05)
+        runtime.kill()
+        await until(lambda: not marked.alive())
+
+
+def test_python_helper_is_one_argument() -> None:
+    """The commands of these tests reach the shell as they were written."""
+    line = python("print('a b', \"c\")")
+    assert subprocess.check_output(["/bin/sh", "-c", line]) == b"a b c\n"
