@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 import json
 import math
+import subprocess
+import sys
 import time
 from collections import OrderedDict, UserDict
 from typing import Any, NamedTuple
@@ -252,3 +254,24 @@ def test_new_ids_are_uuid7_unique_and_in_order() -> None:
         assert one[3 + 12] == "7"
         assert one[3 + 16] in "89ab"
     assert abs(int(ids[0][3:15], 16) - time.time() * 1000) < 60_000
+
+
+def test_a_forked_process_makes_ids_of_its_own() -> None:
+    """A child that was forked never repeats the ids that its parent makes."""
+    script = """
+import os
+import subprocess
+import sys
+import time
+from trio_bgtasks._json import new_id
+
+time.time_ns = lambda: 0
+new_id("")
+child = os.fork()
+print(new_id(""), flush=True)
+if child:
+    os.waitpid(child, 0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    ids = done.stdout.split()
+    assert len(ids) == len(set(ids)) == 2

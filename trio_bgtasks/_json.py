@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import re
 import time
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ MAX_BYTES = 1 << 20
 MAX_ID = 200
 
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 63) - 1
+# Seeded by the system, once a process: a system call for each id costs more than the rest of it.
+_ids = random.Random()  # noqa: S311 - ids are unique, not secret
+os.register_at_fork(after_in_child=_ids.seed)
 # Lone surrogates cannot be encoded, U+0000 cannot be stored by every store.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -184,7 +188,7 @@ def check_id(value: object, field: str) -> str:
 def new_id(prefix: str) -> str:
     """Return ``prefix`` and a uuid7 in hex: unique; to the millisecond, in order of creation."""
     millis = time.time_ns() // 1_000_000
-    bits = (millis & ((1 << 48) - 1)) << 80 | int.from_bytes(os.urandom(10), "big")
+    bits = (millis & ((1 << 48) - 1)) << 80 | _ids.getrandbits(80)
     bits = bits & ~(0xF << 76) | 0x7 << 76  # version 7
     bits = bits & ~(0x3 << 62) | 0x2 << 62  # the RFC 9562 variant
     return f"{prefix}{bits:032x}"
