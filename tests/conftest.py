@@ -1,10 +1,14 @@
-"""Hypothesis profiles: ``pytest --hypothesis-profile=nightly``."""
+"""Hypothesis profiles: ``pytest --hypothesis-profile=nightly``; fixtures of several rooms."""
 
 from __future__ import annotations
 
 import os
 
 from hypothesis import settings
+
+from tests.scripted import manager, store
+
+__all__ = ["manager", "store"]
 
 # No deadlines: they measure the machine.
 settings.register_profile("default", deadline=None)

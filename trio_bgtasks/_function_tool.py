@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from copy import deepcopy
 from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, TypeAlias, cast, get_type_hints, overload
 
 import msgspec
@@ -66,7 +67,8 @@ class _FunctionTool(BackgroundExecutable[msgspec.Struct]):
     task_type = "function"  # each instance has its own
 
     def __init__(self, fn: _Function, *, supports_resume: bool, name: str | None) -> None:
-        if not inspect.iscoroutinefunction(fn):
+        is_function = isinstance(fn, FunctionType | MethodType)
+        if not is_function or not inspect.iscoroutinefunction(fn):
             raise TypeError(f"background_tool needs an async function, not {fn!r}")
         self.task_type = check_id(fn.__name__ if name is None else name, "name")
         self.supports_resume = supports_resume
@@ -148,7 +150,7 @@ def _typed_parameters(name: str, fn: _Function) -> list[inspect.Parameter]:
     """Return the parameters with their annotations resolved; refuse what has no name or type."""
     try:
         hints = get_type_hints(fn, include_extras=True)
-    except NameError as error:
+    except (NameError, AttributeError) as error:
         raise TypeError(
             f"{name}: an annotation cannot be resolved: {error}; define or import it at module "
             "level, not under TYPE_CHECKING"
