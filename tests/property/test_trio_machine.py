@@ -118,9 +118,12 @@ def test_a_deadlock_is_found_at_once_and_named() -> None:
 
         async def knot() -> None:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(event.wait, name="waits for Godot")
+                nursery.start_soon(event.wait, name="Vladimir")
+                nursery.start_soon(event.wait, name="Estragon")
 
-        with pytest.raises(Deadlock, match="still waiting: waits for Godot"):
+        with pytest.raises(
+            Deadlock, match=r"still waiting: (Vladimir, Estragon|Estragon, Vladimir)"
+        ):
             run.call(knot)
 
         async def untie() -> float:
@@ -181,9 +184,8 @@ def test_several_crashes_are_a_group() -> None:
             run.nursery.start_soon(crash, ValueError("b"))
             await trio.sleep_forever()
 
-        with pytest.raises(ExceptionGroup) as caught:
+        with pytest.RaisesGroup(KeyError, ValueError):
             run.call(start)
-        assert {type(error) for error in caught.value.exceptions} == {KeyError, ValueError}
         run.close()
 
 

@@ -47,7 +47,7 @@ class TrioRun:
     def __init__(self) -> None:
         self.over = False
         self._crash: Exception | None = None
-        self._ended = trio.Event()
+        self._born, self._ended = trio.Event(), trio.Event()  # the nursery
         self._news = trio.Event()  # the call under way has returned, or the nursery has ended
         self._hub = greenlet.getcurrent()
         self._inside = greenlet.greenlet(
@@ -90,7 +90,7 @@ class TrioRun:
     async def _main(self) -> str | None:
         stuck: str | None = None
         async with trio.open_nursery() as root:
-            await root.start(self._live)
+            root.start_soon(self._live)
             await self._serve()
             self.nursery.cancel_scope.cancel()
             while not await _within_patience(self._ended):
@@ -98,10 +98,10 @@ class TrioRun:
                 _take_shields()
         return stuck
 
-    async def _live(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _live(self) -> None:
         try:
             async with trio.open_nursery() as self.nursery:
-                task_status.started()
+                self._born.set()
                 await trio.sleep_forever()
         except Exception as crash:  # noqa: BLE001 - the call under way raises it, or close()
             self._crash = _alone(crash)
@@ -111,6 +111,7 @@ class TrioRun:
 
     async def _serve(self) -> None:
         """Make the calls that come from outside, one at a time, until there is none any more."""
+        await self._born.wait()
         reply: outcome.Outcome[Any] | None = None
         while (function := self._hub.switch(reply)) is not None:
             self._news = trio.Event()

@@ -683,3 +683,11 @@ async def test_no_call_but_the_executors_end_checkpoints(world: World) -> None:
         await world.finish("bg_1")
         await world.store.notices("ann")
         await world.store.collect(None, ended_before_ms=FOREVER)
+
+
+async def test_a_second_cancel_changes_nothing(world: World) -> None:
+    """The first mark wins; asking again is accepted, and is no line in the journal."""
+    await world.start("bg_1")
+    first = await world.store.apply("bg_1", CancelRequested(5))
+    assert await world.store.apply("bg_1", CancelRequested(9)) == first
+    assert len(await world.store.history("bg_1")) == 2

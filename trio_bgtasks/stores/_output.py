@@ -17,11 +17,12 @@ def new_chunks(total: int, offset: int, text: str, keep_bytes: int) -> Iterator[
     ``keep_bytes``, so that dropping whole pieces keeps the bound.
     """
     data = text.encode()
-    start = _align(data, max(0, total - offset, len(data) - keep_bytes))
+    start = _align(data, max(0, total - offset))
     size = max(4, min(_CHUNK, keep_bytes // 4))
     while start < len(data):
         end = _align_down(data, start + size)
-        yield offset + start, data[start:end]
+        if len(data) - end < keep_bytes:  # else what follows fills the log by itself
+            yield offset + start, data[start:end]
         start = end
 
 
