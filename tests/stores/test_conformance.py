@@ -50,7 +50,7 @@ from trio_bgtasks.stores import LeaseTerms, RecordPage, TaskStore
 
 from .conftest import Hand
 
-WEIRD = {
+WEIRD: dict[str, Any] = {
     "text": 'ünï "quoted" \\ 🎈 \n\t',
     "numbers": [0, -1, 2**63 - 1, -(2**63), 0.1, 1e300, -0.0, 5e-324],
     "nested": {"": [[], {}, [None, True, False]]},
@@ -82,9 +82,11 @@ async def test_what_is_stored_comes_back(store: TaskStore, hand: Hand) -> None:
         metadata=WEIRD,
         idempotency_key="k",
     )
-    assert started == await store.load("t")
-    assert started.args == WEIRD
-    assert math.copysign(1, started.args["numbers"][6]) == -1  # type: ignore[index, arg-type]
+    loaded = await store.load("t")
+    assert loaded is not None
+    assert loaded == started
+    assert repr(loaded) == repr(started)  # -0.0, too
+    assert loaded.args == loaded.metadata == WEIRD
     saved = await hand.checkpoint("t", [WEIRD])
     assert saved == await store.load("t")
     reported = await hand.apply(
@@ -349,6 +351,7 @@ async def test_no_empty_last_page(store: TaskStore, hand: Hand) -> None:
     for name in "abcd":
         await hand.start(name)
     page = await store.list_owner("ann", limit=2)
+    assert page.next_after is not None
     assert page.next_after == page.records[-1].seq
     page = await store.list_owner("ann", limit=2, after=page.next_after)
     assert page.next_after is None
@@ -455,6 +458,7 @@ async def test_the_newest_output_is_kept(store: TaskStore, hand: Hand) -> None:
     await hand.start("t")
     text = "".join(f"{i:04}\n" for i in range(400))
     at = 0
+    page = await store.read_output("t", offset=0, limit=10_000)
     while at < len(text):
         await hand.write("t", at, text[at : at + 37], keep_bytes=500)
         at += 37
@@ -561,7 +565,7 @@ async def test_collect_takes_what_has_ended_and_nothing_else(store: TaskStore, h
 
 async def test_collect_is_bounded_by_owner_time_and_limit(store: TaskStore, hand: Hand) -> None:
     """The time is inclusive, other owners are left alone, and calling again finds the rest."""
-    ends = {}
+    ends: dict[str, int] = {}
     for owner in ("ann", "bob"):
         for i in range(3):
             await hand.start(f"{owner}{i}", owner=owner)
@@ -641,13 +645,15 @@ async def test_the_blocks_exception_leaves_executor_as_raised(store: TaskStore) 
 
 async def test_a_cancelled_block_leaves_executor_retired(store: TaskStore) -> None:
     """A cancellation passes through, after the executor was fenced."""
+    ids: list[str] = []
     with trio.CancelScope() as scope:
         async with store.executor(LeaseTerms()) as executor:
+            ids.append(executor.executor_id)
             scope.cancel()
             await trio.sleep_forever()
     assert scope.cancelled_caught
     with pytest.raises(ExecutorFenced):
-        await Hand(store, executor.executor_id).start("t")
+        await Hand(store, ids[0]).start("t")
 
 
 async def test_a_sweep_leaves_the_living_alone(store: TaskStore, hand: Hand) -> None:

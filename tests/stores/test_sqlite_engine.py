@@ -1,5 +1,7 @@
 """Group commit: who shares a transaction, who is told what, and what cancellation means."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import os
@@ -7,7 +9,7 @@ import random
 import sqlite3
 import threading
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -34,7 +36,7 @@ from .conftest import Hand
 
 
 @asynccontextmanager
-async def writer_kept_busy(store: SqliteTaskStore) -> AsyncIterator[None]:
+async def writer_kept_busy(store: SqliteTaskStore) -> AsyncGenerator[None, None]:
     """Within the block the writing thread is in the middle of a unit of work."""
     entered, leave = threading.Event(), threading.Event()
 
@@ -66,7 +68,7 @@ async def collected(results: dict[str, Any], name: str, call: Callable[[], Any])
         results[name] = error
 
 
-async def at_once(calls: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+async def at_once(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
     """Make calls at the same time; return how each ended."""
     results: dict[str, Any] = {}
     async with trio.open_nursery() as nursery:
@@ -75,7 +77,9 @@ async def at_once(calls: dict[str, Callable[[], Any]]) -> dict[str, Any]:
     return results
 
 
-async def together(store: SqliteTaskStore, calls: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+async def together(
+    store: SqliteTaskStore, calls: Mapping[str, Callable[[], Any]]
+) -> dict[str, Any]:
     """Make calls that find themselves in one batch, in this order; return how each ended."""
     results: dict[str, Any] = {}
     async with trio.open_nursery() as nursery, writer_kept_busy(store):
@@ -100,7 +104,7 @@ def tasks_in(path: Path) -> set[str]:
 async def test_what_waits_shares_one_commit(sqlite: SqliteTaskStore, scribe: Hand) -> None:
     """Fifty callers that wait while the thread is busy are made durable by a single commit."""
     seen = await statements(sqlite)
-    calls = {f"t{i}": (lambda i=i: scribe.start(f"t{i}")) for i in range(50)}
+    calls = {f"t{i}": partial(scribe.start, f"t{i}") for i in range(50)}
     results = await together(sqlite, calls)
     assert [results[f"t{i}"].task_id for i in range(50)] == list(calls)
     # One commit is that of `statements`, one that of the unit of work that kept the thread busy.
@@ -114,7 +118,7 @@ async def test_a_batch_is_bounded(
     """A storm does not become one endless transaction."""
     monkeypatch.setattr(_engine, "_LARGEST_BATCH", 10)
     seen = await statements(sqlite)
-    await together(sqlite, {f"t{i}": (lambda i=i: scribe.start(f"t{i}")) for i in range(25)})
+    await together(sqlite, {f"t{i}": partial(scribe.start, f"t{i}") for i in range(25)})
     assert seen.count("COMMIT") == 1 + 1 + 3  # the first one is that of `statements`
 
 
@@ -154,7 +158,7 @@ async def test_a_full_disk_hits_only_the_job_that_fills_it(
         connection.execute(f"PRAGMA max_page_count = {pages + 4}")
 
     await sqlite._engine.write(bound)
-    calls: dict[str, Callable[[], Any]] = {
+    calls: Mapping[str, Callable[[], Any]] = {
         "a": lambda: scribe.start("a"),
         "big": lambda: scribe.start("big", args={"x": "y" * 500_000}),
         "b": lambda: scribe.start("b"),
