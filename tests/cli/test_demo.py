@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -10,8 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
+from trio.testing import MockClock
 
 from tests.cli.command import Cli, environment
+from trio_bgtasks import TaskResult, open_task_manager
+from trio_bgtasks.cli import _demo
+from trio_bgtasks.cli._session import CommandError
 
 ROW = re.compile(r"^(bg_\w+)  (\w+) +(\d+)  ", re.MULTILINE)
 
@@ -92,3 +98,31 @@ def test_a_story_that_does_not_hold_fails(cli: Cli) -> None:
     assert done.returncode == 1
     assert done.stderr == "trio-bgtasks: the demo failed, this does not hold: it completed\n"
     assert cli.processes.alive() == {}
+
+
+async def test_a_story_does_not_wait_for_ever(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """What does not come in time fails the demo, and says so."""
+
+    async def never() -> bool:
+        return False
+
+    async def endless(_: trio.CancelScope) -> TaskResult:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    assert autojump_clock is not None
+    with pytest.raises(CommandError, match="this takes too long: miracles"):
+        await _demo._until(never, "miracles")
+    async with open_task_manager() as manager:
+        task_id = await manager.spawn("demo", "other", "", endless)
+        stage = _demo._Stage(tmp_path, manager)
+        with pytest.raises(CommandError, match=f"this takes too long: {task_id}"):
+            await stage.relay(task_id, lambda _: False)
+
+
+def test_living_processes_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Elsewhere than on Linux those that are known are asked with a signal that does nothing."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setattr(_demo, "_PROC", tmp_path / "none")
+    assert _demo._living("", {gone.pid: "gone", os.getpid(): "we"}) == {os.getpid()}

@@ -6,10 +6,20 @@ import signal
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.cli.command import Cli
 from tests.processes import until
-from trio_bgtasks import Stopped, TaskResult
+from trio_bgtasks import (
+    BackgroundCapable,
+    Stopped,
+    TaskNotStopped,
+    TaskResult,
+    background_tool,
+    open_task_manager,
+)
+from trio_bgtasks.cli import _run
+from trio_bgtasks.cli._session import CommandError
 
 
 async def test_all_completed_is_exit_code_0(cli: Cli) -> None:
@@ -38,9 +48,9 @@ async def test_any_other_end_is_exit_code_1(cli: Cli) -> None:
     assert first["owner_thread_id"] == "me"
 
 
-async def test_a_blank_command_is_a_usage_error(cli: Cli) -> None:
+async def test_an_empty_command_is_a_usage_error(cli: Cli) -> None:
     """What the tool refuses before anything is started is exit code 2, in one line."""
-    done = await cli("run", " ")
+    done = await cli("run", "")
 
     assert (done.code, done.out) == (2, "")
     assert done.errors.count("\n") == 1
@@ -107,6 +117,61 @@ async def test_a_killed_run_can_be_resumed(cli: Cli, tmp_path: Path) -> None:
     assert (done.code, done.errors, done.statuses) == (0, "", ["completed"])
     assert done.json["tasks"][0]["attempt"] == 2
     assert (await cli("logs", task_id)).out == f"{there}\n"
+
+
+async def test_exactly_one_of_two_resumes_wins(cli: Cli, tmp_path: Path) -> None:
+    """Two terminals resume one task at once: one runs it, the other is told that it is not stopped.
+
+    It is run once.
+    """
+    ran = tmp_path / "ran"
+    command = f"echo x >>{ran}; test -e {tmp_path}/go || sleep 1000; sleep 0.5"
+    async with cli.running("run", "--resumable", command) as run:
+        (task_id,) = await run.started(1)
+        await until(ran.exists)
+        run.process.send_signal(signal.SIGTERM)
+        await run.end()
+    (tmp_path / "go").touch()
+    ran.unlink()
+
+    both = await cli.together(["resume", task_id], ["resume", task_id])
+    won, lost = sorted(both, key=lambda done: done.code)
+    assert (won.code, won.errors) == (0, "")
+    assert (lost.code, lost.out) == (1, "")
+    assert f"Task '{task_id}' is not stopped" in lost.errors
+    assert ran.read_text() == "x\n"
+
+
+async def test_an_ended_task_may_be_collected_while_others_run(cli: Cli, tmp_path: Path) -> None:
+    """``gc`` from another terminal takes what has ended; the summary has it all the same."""
+    waits = f"while ! test -e {tmp_path}/go; do sleep 0.05; done"
+    async with cli.running("run", waits, "echo quick") as run:
+        _, quick = await run.started(2)
+        await cli("wait", quick)
+        assert (await cli("gc")).out == "1 ended tasks deleted\n"
+        (tmp_path / "go").touch()
+        done = await run.end()
+
+    assert (done.code, done.errors) == (0, "")
+    assert [line.split()[1] for line in done.out.splitlines()[3:]] == ["completed", "completed"]
+
+
+async def test_a_resume_that_comes_too_late_starts_nothing() -> None:
+    """The task was resumed by somebody else after it was looked at: the answer names its status."""
+
+    @background_tool(supports_resume=True)
+    async def endless() -> None:
+        await trio.sleep_forever()
+
+    async with open_task_manager() as manager:
+        tool = BackgroundCapable(endless, manager)
+        begun: list[_run._Begun] = []
+        await _run._start(tool, "me", {}, begun)
+        with pytest.raises(TaskNotStopped, match="running"):
+            await _run._start(tool, "me", {"task_id": begun[0].task_id}, begun)
+        with pytest.raises(CommandError, match="Unknown task"):
+            await _run._start(tool, "you", {"task_id": begun[0].task_id}, begun)
+    assert len(begun) == 1
 
 
 async def test_what_cannot_be_resumed(cli: Cli) -> None:

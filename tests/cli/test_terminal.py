@@ -79,8 +79,8 @@ async def test_run_draws_a_live_table(cli: Cli) -> None:
     """
     hostile = r"printf '\033]0;owned\007[red]%s[/red]\n' x"
     command = f"{hostile}; while ! test -e '{cli.db}.go'; do sleep 0.05; done"
-    async with _terminal("run", command, "echo second; exit 3") as terminal:
-        await until(lambda: "[red]x[/red]" in terminal.text and "second" in terminal.text)
+    async with _terminal("run", "echo first; exit 3", command) as terminal:
+        await until(lambda: "[red]x[/red]" in terminal.text and "first" in terminal.text)
         await until(lambda: "running" in terminal.text and "failed" in terminal.text)
         assert "LAST LINE" in terminal.text
         assert b"\x1b[?25l" in terminal.sent  # the cursor is hidden while the table is drawn
@@ -91,7 +91,7 @@ async def test_run_draws_a_live_table(cli: Cli) -> None:
     assert code == 1
     assert b"\x1b[?25h" in terminal.sent
     summary = terminal.text.rpartition("DETAIL")[2].strip().splitlines()
-    assert [line.split()[1] for line in summary] == ["completed", "failed"]
+    assert [line.split()[1] for line in summary] == ["failed", "completed"]
     assert b"\x1b[32mcompleted" in terminal.sent
     assert b"\x1b]0;" not in terminal.sent
     assert b"\x07" not in terminal.sent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -10,8 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import trio
 
-from tests.cli.command import Cli, environment
+from tests.cli.command import PROGRAM, Cli, environment
 from trio_bgtasks.cli import main
 from trio_bgtasks.cli._session import database
 
@@ -148,6 +150,18 @@ async def test_a_database_that_cannot_be_opened(cli: Cli, tmp_path: Path) -> Non
         assert done.errors.startswith("trio-bgtasks: ")
         assert done.errors.count("\n") == 1
         assert content is None or path.read_bytes() == content
+
+
+async def test_a_full_disk_is_one_line(cli: Cli) -> None:
+    """An error that is none of ours is named with its kind, without a traceback."""
+    done = await trio.run_process(
+        ["/bin/sh", "-c", f"{shlex.join(PROGRAM)} ls >/dev/full"],
+        capture_stderr=True,
+        check=False,
+        env=environment(),
+    )
+    assert done.returncode == 1
+    assert done.stderr == b"trio-bgtasks: OSError: [Errno 28] No space left on device\n"
 
 
 def test_an_interrupt_before_the_command_listens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,8 @@ from typing import Annotated, Any
 import attrs
 from cyclopts import App, CycloptsError, Parameter
 
-from .._errors import TaskError, UnknownTask
+from .. import InvalidArguments, TaskError, ToolError, UnknownTask
 from .._json import check_id
-from .._tool import InvalidArguments, ToolError
 from ._session import Command, CommandError, Exit, complain, execute
 
 # Each command loads what it needs when it runs: most of them only look, and are to be quick.
@@ -195,7 +194,7 @@ def gc(*, owner: Owner = "cli", all: Flag = False, where: Where = HERE) -> int: 
 
 @app.command
 def doctor(*, where: Where = HERE) -> int:
-    """Check the database: file, executors, orphans, records that cannot be read, disk space."""
+    """Check the database: file, executors, unsaved ends (orphans), corrupt records, disk space."""
     from ._doctor import doctor
 
     return where.execute(doctor)

@@ -22,13 +22,17 @@ from pathlib import Path
 import attrs
 import trio
 
-from .._background import RUN_IN_BACKGROUND_PARAM, BackgroundCapable
+from .. import (
+    RUN_IN_BACKGROUND_PARAM,
+    BackgroundCapable,
+    BackgroundTaskManager,
+    TaskRecord,
+    TaskStatus,
+    ToolCallContext,
+)
 from .._json import JsonObject
 from .._lifecycle import ORPHAN_ERROR
-from .._manager import BackgroundTaskManager
-from .._records import TaskRecord, TaskStatus
-from .._tool import ToolCallContext
-from ..tools.shell import ShellTool
+from ..tools import ShellTool
 from ._demo_worker import GOAL
 from ._session import CommandError, Exit, Session, execute, find, owned
 from ._text import one_line
@@ -39,6 +43,7 @@ _MARK = "TRIO_BGTASKS_DEMO"
 _KILL_AFTER = 6
 _PATIENCE_S = 60.0
 _LOOK_S = 0.05
+_PROC = Path("/proc")
 
 _LINES = "for n in 1 2 3 4 5 6 7 8; do echo line $n; sleep 0.4; done"
 _TREE = """
@@ -270,14 +275,13 @@ async def _until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
 def _living(mark: str, expected: Mapping[int, str]) -> set[int]:
     """Return the living processes of the tree, found by what they inherited.
 
-    Where there is no ``/proc``, those of the ``expected`` ones that can be signalled.
+    Where there is no ``/proc``: those of the ``expected`` ones that can be signalled.
     """
-    processes = Path("/proc")
-    if not (processes / "self" / "environ").exists():
+    if not _PROC.is_dir():
         return {pid for pid in expected if _answers(pid)}
     found: set[int] = set()
     entry = f"{_MARK}={mark}".encode()
-    for process in processes.iterdir():
+    for process in _PROC.iterdir():
         try:
             if process.name.isdigit() and entry in (process / "environ").read_bytes().split(b"\0"):
                 found.add(int(process.name))

@@ -11,13 +11,16 @@ from functools import partial
 
 import trio
 
-from .._background import RUN_IN_BACKGROUND_PARAM, BackgroundCapable
-from .._execution import BackgroundExecution
-from .._function_tool import background_tool
+from .. import (
+    RUN_IN_BACKGROUND_PARAM,
+    BackgroundCapable,
+    BackgroundExecution,
+    SqliteTaskStore,
+    ToolCallContext,
+    background_tool,
+    open_task_manager,
+)
 from .._json import JsonObject
-from .._manager import open_task_manager
-from .._tool import ToolCallContext
-from ..stores.sqlite import SqliteTaskStore
 
 GOAL = 14
 _STEP_S = 0.5

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import attrs
 
+from .. import SqliteTaskStore
 from .._json import JsonObject
-from ..stores.sqlite import SqliteTaskStore, StoreReport
+from ..stores.sqlite import StoreReport
 from ._session import CommandError, Exit, Session
 from ._text import moment, one_line, size
 from ._views import Grid, say, say_json, show
@@ -63,7 +64,7 @@ def _print(report: StoreReport) -> None:
         ("schema", str(report.schema_version)),
         ("integrity", "; ".join(report.integrity) or "ok"),
         ("executors", f"{alive} alive, {len(report.executors) - alive} dead"),
-        ("orphans", " ".join(report.orphans) or "none"),
+        ("orphans", " ".join(report.orphans) or "none"),  # their ends were not saved
         ("corrupt records", "; ".join(map(str, report.corrupt)) or "none"),
     ]
     cells = [(name, one_line(text)) for name, text in rows]

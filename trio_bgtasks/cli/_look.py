@@ -8,8 +8,7 @@ import sys
 import attrs
 import trio
 
-from .._manager import BackgroundTaskManager
-from .._records import OutputPage, TaskRecord, TaskStatus, TaskSummary
+from .. import BackgroundTaskManager, OutputPage, TaskRecord, TaskStatus, TaskSummary
 from ._session import Exit, Session, complain, exit_code, find, find_all, owned
 from ._text import one_line
 from ._views import (

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import attrs
 import trio
 
-from .._background import RUN_IN_BACKGROUND_PARAM, BackgroundCapable
-from .._errors import TaskNotResumable, TaskNotStopped, UnknownTask
+from .. import (
+    RUN_IN_BACKGROUND_PARAM,
+    BackgroundCapable,
+    BackgroundTaskManager,
+    TaskNotResumable,
+    TaskNotStopped,
+    TaskRecord,
+    TaskStatus,
+    ToolCallContext,
+    UnknownTask,
+)
 from .._json import JsonObject
-from .._manager import BackgroundTaskManager
-from .._records import TaskRecord, TaskStatus
-from .._tool import ToolCallContext
-from ..tools.shell import ShellTool
+from ..tools import ShellTool
 from ._session import CommandError, Session, complain, exit_code, find_all, owned
 from ._text import last_line, one_line
 from ._views import OwnedTask, is_live, live_grid, say, say_json, show, tasks_grid, tasks_json
@@ -25,10 +32,14 @@ _TAIL_BYTES = 1000
 
 @attrs.define
 class _Begun:
-    """A task that this command started; ``ended`` is how it stood when it ended."""
+    """A task that this command started, and the last line that it said.
+
+    ``ended`` is how it stood when it ended: kept, as somebody may collect it while others run.
+    """
 
     owner: str
     task_id: str
+    last_line: str = ""
     ended: OwnedTask | None = None
 
 
@@ -99,9 +110,9 @@ async def _see_through(
             try:
                 await start(manager, begun)
                 await _watch(session, manager, begun)
-            except trio.Cancelled:
-                complain("stopping")
-                raise
+            finally:
+                if not _all_ended(begun):
+                    complain("stopping")
     finally:
         with trio.CancelScope(shield=True):
             tasks += await _ends(session, begun)
@@ -111,49 +122,58 @@ async def _see_through(
 
 
 async def _watch(session: Session, manager: BackgroundTaskManager, begun: list[_Begun]) -> None:
-    if not session.json and is_live():
-        await _watch_live(manager, begun)
-        return
-    if not session.json:
+    async with trio.open_nursery() as nursery:
+        for task in begun:
+            nursery.start_soon(_wait_for, manager, task)
+        if session.json:
+            return
+        if is_live():
+            await _draw(manager, begun)
+            return
         for task in begun:
             say(f"{one_line(task.task_id)}  started")
-    await _wait_for(manager, list(begun))
 
 
-async def _wait_for(manager: BackgroundTaskManager, pending: list[_Begun]) -> None:
-    """Wait for one after the other and take it from the list; may be cancelled and called again."""
-    while pending:
-        task = pending[0]
-        summary = await manager.wait(task.owner, task.task_id)
-        task.ended = await owned(manager, task.owner, summary)
-        del pending[0]
+async def _wait_for(manager: BackgroundTaskManager, task: _Begun) -> None:
+    summary = await manager.wait(task.owner, task.task_id)
+    task.last_line = await _last_line(manager, task)
+    task.ended = await owned(manager, task.owner, summary)
 
 
-async def _watch_live(manager: BackgroundTaskManager, begun: list[_Begun]) -> None:
+def _all_ended(begun: list[_Begun]) -> bool:
+    return all(task.ended is not None for task in begun)
+
+
+async def _draw(manager: BackgroundTaskManager, begun: list[_Begun]) -> None:
+    """Draw the live table until all have ended."""
     from rich.console import Console  # noqa: PLC0415 - slow to import, and for a terminal only
     from rich.live import Live  # noqa: PLC0415
 
     console = Console(highlight=False)
-    pending = list(begun)
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        while pending:
+        while not _all_ended(begun):
             rows = [await _look(manager, task) for task in begun]
             live.update(live_grid(rows, console.height).rich(), refresh=True)
-            with trio.move_on_after(_REDRAW_S):
-                await _wait_for(manager, pending)
+            await trio.sleep(_REDRAW_S)
 
 
-async def _look(manager: BackgroundTaskManager, begun: _Begun) -> tuple[OwnedTask, str]:
+async def _look(manager: BackgroundTaskManager, task: _Begun) -> tuple[OwnedTask, str]:
     """Return how a task stands, and the last line of its output."""
-    owner, task_id = begun.owner, begun.task_id
-    task = begun.ended
-    if task is None:
-        summary = await manager.get(owner, task_id)
-        if summary is None:
-            raise UnknownTask(task_id)
-        task = await owned(manager, owner, summary)
-    page = await manager.output(owner, task_id, offset=-_TAIL_BYTES, limit=_TAIL_BYTES)
-    return task, last_line(page.text)
+    if task.ended is not None:
+        return task.ended, task.last_line
+    return await _read_back(manager, task), await _last_line(manager, task)
+
+
+async def _last_line(manager: BackgroundTaskManager, task: _Begun) -> str:
+    page = await manager.output(task.owner, task.task_id, offset=-_TAIL_BYTES)
+    return last_line(page.text)
+
+
+async def _read_back(manager: BackgroundTaskManager, task: _Begun) -> OwnedTask:
+    summary = await manager.get(task.owner, task.task_id)
+    if summary is None:
+        raise UnknownTask(task.task_id)
+    return await owned(manager, task.owner, summary)
 
 
 # ---- the summary ---------------------------------------------------------------------------------
@@ -161,13 +181,10 @@ async def _look(manager: BackgroundTaskManager, begun: _Begun) -> tuple[OwnedTas
 
 async def _ends(session: Session, begun: list[_Begun]) -> list[OwnedTask]:
     """Return how the tasks ended; those whose end was not waited for are read back."""
-    if any(task.ended is None for task in begun):
-        async with session.manager() as manager:
-            for task in begun:
-                summary = await manager.get(task.owner, task.task_id)
-                if summary is not None:
-                    task.ended = await owned(manager, task.owner, summary)
-    return [task.ended for task in begun if task.ended is not None]
+    if _all_ended(begun):
+        return [task.ended for task in begun if task.ended is not None]
+    async with session.manager() as manager:
+        return [task.ended or await _read_back(manager, task) for task in begun]
 
 
 def _summarise(session: Session, tasks: list[OwnedTask]) -> None:
@@ -176,7 +193,7 @@ def _summarise(session: Session, tasks: list[OwnedTask]) -> None:
         return
     show(tasks_grid(tasks))
     again = [
-        task.summary.task_id
+        shlex.quote(one_line(task.summary.task_id))
         for task in tasks
         if task.summary.status is TaskStatus.STOPPED and task.summary.supports_resume
     ]

@@ -15,11 +15,17 @@ from typing import TypeAlias
 import attrs
 import trio
 
-from .._errors import UnknownTask
-from .._manager import BackgroundTaskManager, open_task_manager
-from .._records import TaskRecord, TaskStatus, TaskSummary
-from .._requests import ManagerConfig
-from ..stores.sqlite import SqliteTaskStore
+from .. import (
+    BackgroundTaskManager,
+    ManagerConfig,
+    SqliteTaskStore,
+    TaskRecord,
+    TaskStatus,
+    TaskSummary,
+    UnknownTask,
+    open_task_manager,
+)
+from .._outcome import leaves
 from ._text import one_line
 from ._views import OwnedTask
 
@@ -102,11 +108,11 @@ async def _serve(command: Command, session: Session) -> int:
             try:
                 with scope:
                     code = await command(session)
-            except Exception as error:  # noqa: BLE001 - raised below, not in the nursery's group
+            except Exception as error:  # noqa: BLE001 - raised below, not in a group
                 failure = error
             nursery.cancel_scope.cancel()
     if failure is not None:
-        raise failure
+        raise leaves(failure)[0]  # a command's nursery wraps it in a group
     return Exit.SIGNAL + first[0] if scope.cancelled_caught else code
 
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from .._json import JsonObject, JsonValue
-from .._records import JournalEntry, TaskRecord, TaskStatus, TaskSummary, ref_to_json
+from .. import JournalEntry, TaskRecord, TaskStatus, TaskSummary
+from .._json import JsonObject, JsonValue, shorten
+from .._records import ref_to_json
 from ._text import moment, one_line, size, span
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_BRIEF = 200  # characters of a cell in a table of tasks; `show` has all of them
 
 _STYLES: dict[str, str] = {
     TaskStatus.RUNNING: "cyan",
@@ -116,7 +119,7 @@ def tasks_grid(tasks: Sequence[OwnedTask], *, owners: bool = False) -> Grid:
     """Return the table of tasks: how each stands, its latest attempt's time, why it ended so."""
     columns = ["TASK", "STATUS", "ATTEMPT", "TIME", "DESCRIPTION", "DETAIL"]
     rows = [
-        [*standing(task), one_line(task.summary.description), detail(task.summary)]
+        [*standing(task), _brief(task.summary.description), _brief(detail(task.summary))]
         for task in tasks
     ]
     if owners:
@@ -124,6 +127,10 @@ def tasks_grid(tasks: Sequence[OwnedTask], *, owners: bool = False) -> Grid:
         for row, task in zip(rows, tasks, strict=True):
             row.insert(1, one_line(task.owner_thread_id))
     return Grid(columns, rows, cut=("DESCRIPTION", "DETAIL"))
+
+
+def _brief(text: str) -> str:
+    return shorten(one_line(text), _BRIEF)
 
 
 def live_grid(tasks: Sequence[tuple[OwnedTask, str]], height: int) -> Grid:
@@ -138,7 +145,9 @@ def live_grid(tasks: Sequence[tuple[OwnedTask, str]], height: int) -> Grid:
         order = sorted(range(len(tasks)), key=lambda n: (not runs[n], n))
         shown = [tasks[n] for n in sorted(order[:room])]
     columns = ("TASK", "STATUS", "ATTEMPT", "TIME", "DESCRIPTION", "LAST LINE")
-    rows = [[*standing(task), one_line(task.summary.description), line] for task, line in shown]
+    rows = [
+        [*standing(task), _brief(task.summary.description), _brief(line)] for task, line in shown
+    ]
     if len(shown) < len(tasks):
         rows.append([f"and {len(tasks) - len(shown)} more", *[""] * (len(columns) - 1)])
     return Grid(columns, rows, cut=("DESCRIPTION", "LAST LINE"))
