@@ -94,6 +94,38 @@ def test_an_abstract_class_between_needs_no_task_type() -> None:
         )
 
 
+async def test_a_minimal_tool_needs_three_things(manager: BackgroundTaskManager) -> None:
+    """A task type, a descriptor and a body: every hook has a default that works."""
+
+    class Minimal(BackgroundExecutable[None]):
+        task_type = "minimal"
+        descriptor = Scripted.descriptor
+        name, parameters = "Minimal", dict[str, Any]()
+
+        async def execute_background(
+            self,
+            task_id: str,
+            args: dict[str, Any],
+            prepared: None,
+            execution: BackgroundExecution,
+            cancel_scope: trio.CancelScope,
+            /,
+        ) -> TaskResult:
+            assert (prepared, cancel_scope) == (None, execution.cancel_scope)
+            return Success([task_id, args])
+
+    for background in (True, False):
+        args = {"task_id": "x", "run_in_background": background}
+        result = await BackgroundCapable(Minimal(), manager).execute(args, CTX)
+        task = (await manager.list_tasks(OWNER))[-1]
+        record = await ended(manager, task.task_id, TaskStatus.COMPLETED)
+        # It does not support resume, so "task_id" is an argument like any other.
+        assert (record.result, record.metadata) == ([task.task_id, {"task_id": "x"}], {})
+        assert (record.args, record.description) == ({"task_id": "x"}, "Minimal (background)")
+        assert not record.supports_resume
+    assert result.data == record.result
+
+
 async def test_a_tool_without_execute_says_that_it_needs_the_wrapper() -> None:
     """Executed without the wrapper, a tool of one body says what to do."""
     with pytest.raises(Exception, match="runs only in BackgroundCapable") as caught:

@@ -239,5 +239,5 @@ def _outcome_of(tool: BackgroundExecutable[Any], result: object) -> TaskResult:
             return Stopped(error)
         case TaskStatus.CANCELLED:
             return Cancelled()
-        case TaskStatus.RUNNING:
+        case _:
             raise InternalError("foreground_task_status answered 'running' for a run that ended")
