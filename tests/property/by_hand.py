@@ -225,6 +225,8 @@ def _changed_otherwise(record: TaskRecord | None, event: Event) -> dict[str, Any
 def _changed_by_an_end(record: TaskRecord, event: Finished) -> dict[str, Any]:
     changes: dict[str, Any] = {"error": None, "result": None, "result_ref": None}
     changes["output_bytes"] = _end(record, event.output_offset, event.output)
+    if event.progress is not None:
+        changes["progress"] = event.progress
     if record.cancel_requested_at_ms is None:
         changes["cancel_requested_at_ms"] = event.cancel_requested_at_ms
     match event.outcome:

@@ -95,7 +95,7 @@ def events(at_ms: int, executor: str, attempt: int, owner: str, task_type: str) 
     return [
         Registered(at_ms, executor, owner, task_type, "d", idempotency_key="k"),
         *(Finished(*run, outcome, output_offset=8, output="é!") for outcome in OUTCOMES),
-        Finished(*run, Success(1), cancel_requested_at_ms=140),
+        Finished(*run, Success(1), cancel_requested_at_ms=140, progress=Progress(3)),
         CancelRequested(at_ms),
         CheckpointSaved(*run, {"c": 2}),
         ProgressReported(*run, Progress(2, 3, "m")),
