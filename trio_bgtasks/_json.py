@@ -48,6 +48,10 @@ def copy_json(value: object, *, max_bytes: int = MAX_BYTES) -> JsonValue:
     size is that of the strings in UTF-8 and a few bytes for everything else, so it bounds the
     memory, whatever the encoding.
     """
+    if value is None:
+        return None
+    if value == {} and type(value) is dict:
+        return {}  # most arguments, metadata and results: not worth a walk
     try:
         return _Copier(max_bytes).copy(value, 0)
     except _Bad as bad:
@@ -56,6 +60,8 @@ def copy_json(value: object, *, max_bytes: int = MAX_BYTES) -> JsonValue:
 
 def clone_json(value: Any) -> Any:
     """Return a copy of what `copy_json` returned before; nothing is checked again."""
+    if value is None:
+        return None
     if isinstance(value, dict):
         return {key: clone_json(item) for key, item in cast("JsonObject", value).items()}
     if isinstance(value, list):

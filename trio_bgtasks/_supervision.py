@@ -205,8 +205,9 @@ class Supervisor:
         errors = [] if end.raised is None else leaves(end.raised)
         if any(not isinstance(error, trio.Cancelled | KeyboardInterrupt) for error in errors):
             log.error("task %s raised", slot.task_id, exc_info=end.raised, extra=slot.extra())
-        what = "nothing recorded: lease lost" if outcome is None else outcome.status
-        log.info("task %s ended: %s", slot.task_id, what, extra=slot.extra())
+        if log.isEnabledFor(logging.INFO):
+            what = "nothing recorded: lease lost" if outcome is None else outcome.status
+            log.info("task %s ended: %s", slot.task_id, what, extra=slot.extra())
 
     def _pass_interrupt_on(self, slot: Slot, raised: BaseException) -> None:
         for leaf in leaves(raised):
