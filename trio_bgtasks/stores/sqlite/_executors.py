@@ -48,7 +48,7 @@ async def registered(
     try:
         lock = await trio.to_thread.run_sync(HostLock.acquire, locks)
     except OSError as error:
-        raise TaskStoreError(f"cannot create a lock file in {locks}: {error}") from error
+        raise TaskStoreError(f"cannot create a lock file in {locks}: {error.strerror}") from error
     executor = SqliteExecutor(lock.executor_id, trio.Event(), (lock.fd,))
     try:
         await engine.write(partial(_register, executor_id=lock.executor_id, terms=terms))

@@ -179,4 +179,4 @@ def _database_path(path: str | os.PathLike[str]) -> Path:
         raise TypeError(f"path must be a str or os.PathLike[str], not {type(path).__name__}")
     if not name or name == ":memory:":
         raise ValueError(f"path must name a file, not {name!r}; or use MemoryTaskStore")
-    return Path(os.path.realpath(Path(name).expanduser()))
+    return Path(os.path.realpath(name))
