@@ -1,0 +1,32 @@
+"""The benchmark harness runs; its figures are for people, and for `nox -s benchmarks`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_load_is_measured_beside_its_baselines(tmp_path: Path) -> None:
+    """The harness runs every load to its end and gives each ratio that the docs show."""
+    command = [sys.executable, "-m", "benchmarks", "--json", "--rounds=1", "--scale=0.01"]
+    done = subprocess.run(
+        [*command, f"--folder={tmp_path}"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    found = json.loads(done.stdout)
+    loads = [figure["name"] for figure in found["memory"]]
+    assert loads == ["burst of 100", "1 client", "10 clients", "100 clients", "1000 clients"]
+    assert [figure["name"] for figure in found["durable"]] == loads[1:]
+    assert all(set(figure["ratios"]) == {"raw nursery"} for figure in found["memory"])
+    for figure in found["durable"]:
+        expected = {"raw nursery", "one commit per write", "group-commit loop"}
+        assert set(figure["ratios"]) == expected
+    assert set(found["start_ms"]) == {"memory", "SQLite"}
+    assert list(tmp_path.iterdir()) == []
