@@ -121,6 +121,7 @@ async def test_a_stalled_loop_is_not_renewed_for(
         name = executor.executor_id
         first = expires(sqlite, name)
         await until(lambda: expires(sqlite, name) > first)
+        caplog.clear()
         deadline = time.monotonic() + PATIENCE_S
         while "stalled" not in caplog.text:
             assert time.monotonic() < deadline
