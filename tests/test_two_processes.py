@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import sqlite3
@@ -223,11 +222,11 @@ async def test_kill_in_a_storm_loses_nothing(tmp_path: Path) -> None:
             for text in other.stdout:  # what it had said before it died
                 if not text.endswith("\n"):
                     continue
-                word, task_id, *end = text.split()
+                word, task_id, *rest = text.split()
                 if word == "started":
                     acknowledged.setdefault(task_id, None)
                 else:
-                    acknowledged[task_id] = end[0], end[1]
+                    acknowledged[task_id] = rest[0], rest[1]
         async with runtime(database) as manager:
             summaries = {s.task_id: s for s in await manager.list_tasks(OWNER)}
             assert not await manager.has_running_tasks(OWNER)
@@ -242,4 +241,4 @@ async def test_kill_in_a_storm_loses_nothing(tmp_path: Path) -> None:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
     assert leftovers > 0, "no round left an orphan: the storm was too tame to prove anything"
-    assert not list((tmp_path / "tasks.db.locks").iterdir()), os.listdir(tmp_path)
+    assert not list((tmp_path / "tasks.db.locks").iterdir())

@@ -71,8 +71,9 @@ async def storm(manager: BackgroundTaskManager) -> None:
             say("ended", ended.task_id, ended.status, ended.result)
 
 
-async def main(database: str, count: str, kind: str) -> None:
+async def main(*argv: str) -> None:
     """Run until killed."""
+    database, count, kind = argv
     config = ManagerConfig(lease=LEASE, poll_s=0.1, sweep_s=0.5)
     async with (
         SqliteTaskStore.open(database) as store,
