@@ -175,6 +175,7 @@ async def test_logs_follows_until_the_task_has_ended(cli: Cli) -> None:
         task_id = await manager.spawn("cli", "other", "", body)
         async with cli.running("logs", "-f", task_id) as run:
             await run.says("first\n")
+            assert (await cli("logs", task_id)).raw == b"first\n"
             go.set()
             done = await run.end()
 
@@ -200,6 +201,26 @@ async def test_logs_ends_quietly_when_its_reader_does(cli: Cli) -> None:
             code = await process.wait()
 
     assert (code, errors) == (1, b"")
+
+
+async def test_a_reader_that_does_not_read_cannot_hold_logs(cli: Cli) -> None:
+    """With the pipe full, a signal ends it all the same."""
+    async with cli.manager() as manager:
+        task_id = await _writes(manager, "line\n" * 200_000)
+        process = await trio.lowlevel.open_process(
+            [*PROGRAM, "logs", task_id],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert await process.stdout.receive_some(5) == b"line\n"
+        process.send_signal(signal.SIGTERM)
+        with trio.fail_after(PATIENCE_S):
+            assert await process.wait() == 143
+            assert [piece async for piece in process.stderr] == []
+        await process.stdout.aclose()
 
 
 # ---- wait, cancel --------------------------------------------------------------------------------

@@ -75,7 +75,8 @@ async def _terminal(*args: str, lines: int = 30) -> AsyncGenerator[Terminal, Non
 async def test_run_draws_a_live_table(cli: Cli) -> None:
     """Status, attempt and last line of every task while they run; then the summary, in colour.
 
-    What the commands print, or are called, is shown literally and steers nothing.
+    What the commands print, or are called, is shown literally and steers nothing. One that ended
+    may be collected meanwhile.
     """
     hostile = r"printf '\033]0;owned\007[red]%s[/red]\n' x"
     command = f"{hostile}; while ! test -e '{cli.db}.go'; do sleep 0.05; done"
@@ -84,6 +85,9 @@ async def test_run_draws_a_live_table(cli: Cli) -> None:
         await until(lambda: "running" in terminal.text and "failed" in terminal.text)
         assert "LAST LINE" in terminal.text
         assert b"\x1b[?25l" in terminal.sent  # the cursor is hidden while the table is drawn
+        assert (await cli("gc")).out == "1 ended tasks deleted\n"
+        drawn = len(terminal.sent)
+        await until(lambda: terminal.sent.count(b"LAST LINE", drawn) >= 2)
         cli.db.with_name(f"{cli.db.name}.go").touch()
         with trio.fail_after(PATIENCE_S):
             code = await terminal.process.wait()

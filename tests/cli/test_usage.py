@@ -59,6 +59,16 @@ def test_wrong_usage_is_exit_code_2(
     assert err[:-1].isprintable()
 
 
+def test_an_unknown_command_is_answered_with_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The one line names both."""
+    assert _main(monkeypatch, "lst") == 2
+    err = capsys.readouterr().err
+    assert '"lst"' in err
+    assert '"ls"' in err
+
+
 def test_no_command_shows_what_there_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,13 +63,6 @@ class Where:
 HERE = Where()
 
 
-@app.default
-def usage() -> int:
-    """Show what there is."""
-    app.help_print([])
-    return Exit.USAGE
-
-
 @app.command
 def run(
     command: str,
@@ -215,6 +208,9 @@ def run_app(tokens: Sequence[str]) -> int:
     """Run the command that ``tokens`` ask for; return its exit code. Errors become one line."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if not tokens:
+        app.help_print([])
+        return Exit.USAGE
     try:
         code = app(_command_first(tokens), exit_on_error=False, print_error=False, verbose=False)
         sys.stdout.flush()
