@@ -1,0 +1,129 @@
+"""The pages for readers say what is so: their examples run, what they name exists."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import doctest
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted((DOCS / "tutorial").glob("*.md"))]
+PAGES += sorted((DOCS / "how-to").glob("*.md"))
+DEFECTS = DOCS / "explanation" / "original-defects.md"
+
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_FILE = re.compile(r"# (\w+\.py)\n")
+_LIKE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+# ---- examples ------------------------------------------------------------------------------------
+
+
+@attrs.define
+class Example:
+    """The blocks of one page, run in their order in one folder and one namespace.
+
+    ``python`` is run here; if it begins with a comment that is a file's name, it becomes that file.
+    ``sh`` is run by the shell. ``text`` is what the block before it printed. Others are not run.
+    """
+
+    folder: Path
+    names: dict[str, Any] = attrs.field(factory=lambda: {"__name__": "__main__"})
+    printed: str = ""
+
+    def step(self, language: str, text: str) -> None:
+        """Run one block."""
+        if language == "python" and (file := _FILE.match(text)):
+            (self.folder / file[1]).write_text(text)
+        elif language == "python":
+            self.printed = self._python(text)
+        elif language == "sh":
+            self.printed = self._shell(text)
+        elif language == "text":
+            if not doctest.OutputChecker().check_output(text, self.printed, _LIKE):
+                pytest.fail(f"the page says\n{text}\nbut this was printed\n{self.printed}")
+
+    def _python(self, text: str) -> str:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(text, "example", "exec", dont_inherit=True), self.names)  # noqa: S102
+        return printed.getvalue()
+
+    def _shell(self, text: str) -> str:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            ["sh", "-c", text],
+            cwd=self.folder,
+            env={**os.environ, "PATH": path, "TRIO_BGTASKS_DB": str(self.folder / "tasks.db")},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        if done.returncode:
+            pytest.fail(f"{text}\nended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
+def test_examples_run_and_print_what_the_page_says(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every example of the README, the tutorial and the how-to guides runs as it stands."""
+    monkeypatch.chdir(tmp_path)
+    example = Example(tmp_path)
+    for language, text in _BLOCK.findall(page.read_text()):
+        if page.name != "README.md" or language == "python":  # its sh blocks are what CI runs
+            example.step(language, text)
+
+
+# ---- the defects of the original -----------------------------------------------------------------
+
+
+def rows(page: Path) -> Iterator[tuple[str, str]]:
+    """Yield (number, answer) of every row of the page's tables."""
+    for line in page.read_text().splitlines():
+        if match := re.match(r"\| C(\d+) \|.*\|(.*)\|$", line):
+            yield match[1], match[2]
+
+
+def docstring_of(test: str) -> str:
+    """Return the docstring of ``path::name`` or ``path::Class.name``."""
+    path, _, name = test.partition("::")
+    body: list[ast.stmt] = ast.parse((ROOT / path).read_text()).body
+    for part in name.split("."):
+        (found,) = (
+            node
+            for node in body
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            and node.name == part
+        )
+        body = found.body
+    return ast.get_docstring(found) or ""
+
+
+def test_every_defect_of_the_original_is_answered() -> None:
+    """The page lists C1 to C46, each with a test, a reason why it cannot occur, or its absence."""
+    found = dict(rows(DEFECTS))
+    assert list(found) == [str(number) for number in range(1, 47)]
+    for number, answer in found.items():
+        by = re.search(r"::|by construction|not built yet|kept on purpose", answer.lower())
+        assert by, f"C{number} is not answered: {answer}"
+
+
+def test_every_test_named_for_a_defect_exists_and_names_it() -> None:
+    """A test that the page names exists, and its docstring names the number."""
+    for number, answer in rows(DEFECTS):
+        for test in re.findall(r"`(tests/[^`]*::[^`]*)`", answer):
+            assert re.search(rf"\bC{number}\b", docstring_of(test)), f"{test} does not name C{number}"
