@@ -70,7 +70,7 @@ async def the_task(manager: BackgroundTaskManager) -> TaskRecord:
 async def test_the_tools_own_result_is_the_answer_and_is_stored(
     answer: ToolResult, status: str, error: str | None, manager: BackgroundTaskManager
 ) -> None:
-    """C29: the caller gets the very result; its data is the task's result, its kind the end."""
+    """C29, C36: the caller gets the very result; its data is the result, its kind the end."""
     tool = WithExecute(answer=answer)
     wrapped = BackgroundCapable(tool, manager)
     assert await wrapped.execute(ARGS, CTX) is answer

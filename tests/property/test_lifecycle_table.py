@@ -131,7 +131,7 @@ def test_the_table_by_hand_names_every_state_and_event() -> None:
 
 @pytest.mark.parametrize("state", STATES)
 def test_apply_is_the_table_by_hand(state: str) -> None:
-    """For every event and every combination of guards, `apply` does what the table says."""
+    """C33: for every event and every combination of guards, `apply` does what the table says."""
     before = RECORDS[state]
     accepted = refused = 0
     for event, facts in itertools.product(every_event(), every_facts()):

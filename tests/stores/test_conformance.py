@@ -579,7 +579,7 @@ async def test_collect_is_bounded_by_owner_time_and_limit(store: TaskStore, hand
 
 
 async def test_collect_keeps_the_ancestors_of_what_runs(store: TaskStore, hand: Hand) -> None:
-    """Whoever owns them, and also when parents form a circle."""
+    """C25: whoever owns them, and also when parents form a circle."""
     await hand.start("root", owner="bob")
     await hand.start("middle", parent_task_id="root")
     await hand.start("leaf", parent_task_id="middle", owner="eve")

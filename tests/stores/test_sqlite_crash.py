@@ -103,7 +103,7 @@ def stored(path: Path) -> dict[str, tuple[str, Any, str]]:
 
 
 async def test_kill_9_in_a_storm_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    """Two processes storm one file and are killed one after the other, again and again.
+    """C30: two processes storm one file and are killed one after the other, again and again.
 
     No start and no result that was acknowledged is missing, the file is sound, the survivor is
     never taken for dead nor told an error, and what was left running is found at once.

@@ -459,7 +459,7 @@ def test_the_newest_version_has_its_file() -> None:
 
 
 async def test_nothing_reads_all_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No call, and no start, scans a table or sorts what it lists: SQLite's own plans say so."""
+    """C32: no call, and no start, scans a table or sorts what it lists: SQLite's plans say so."""
     seen: set[str] = set()
     connect = _connection._connect
 
@@ -549,7 +549,7 @@ DAMAGES = {
 async def test_a_corrupt_record_hides_nothing_else(
     sqlite: SqliteTaskStore, scribe: Hand, field: str
 ) -> None:
-    """Asked for by id it is named with what is wrong; lists report it, and go on after it."""
+    """C31: asked for by id it is named with what is wrong; lists report it, and go on after it."""
     for i in range(5):
         await scribe.start(f"t{i}", parent_task_id="p", idempotency_key=f"k{i}")
     damage(sqlite, f"{DAMAGES[field]} WHERE task_id = 't2'")
