@@ -32,6 +32,7 @@ from trio_bgtasks import (
     Failed,
     InvalidArguments,
     Rejected,
+    Stopped,
     Success,
     TaskResult,
     TaskStatus,
@@ -578,21 +579,25 @@ async def test_a_used_key_starts_nothing_and_is_answered_as_that_start(
     assert (await wrapped.execute(BACKGROUND, key("k", "other"))).data != first.data
 
 
+@pytest.mark.parametrize(
+    ("outcome", "error"), [(Failed("no"), "no"), (Success(1), None), (Stopped("later"), "later")]
+)
 async def test_a_used_key_after_the_end_is_answered_like_a_status_call(
-    manager: BackgroundTaskManager,
+    outcome: TaskResult, error: str | None, manager: BackgroundTaskManager
 ) -> None:
-    """A key is used for ever: later calls say how the task ended, and never run it again."""
+    """A key is used for ever: later calls say how the task ended; nothing runs or resumes."""
 
     async def body(_: dict[str, Any], __: BackgroundExecution) -> TaskResult:
-        return Failed("no")
+        return outcome
 
-    wrapped = BackgroundCapable(Scripted(body), manager)
+    wrapped = BackgroundCapable(Scripted(body, supports_resume=True), manager)
     first = await wrapped.execute(BACKGROUND, key("k"))
-    await ended(manager, first.data["task_id"], TaskStatus.FAILED)
-    again = await wrapped.execute(BACKGROUND, key("k"))
-    assert again == ToolResult.success(
-        "Scripted", status_data(first.data["task_id"], "failed", "no")
-    )
+    task_id = first.data["task_id"]
+    await ended(manager, task_id, outcome.status)
+    for args in (BACKGROUND, {"task_id": task_id}):
+        again = await wrapped.execute(args, key("k"))
+        data = status_data(task_id, outcome.status.value, error)
+        assert again == ToolResult.success("Scripted", data)
 
 
 async def test_a_used_key_of_a_completed_foreground_run_gives_its_stored_answer(

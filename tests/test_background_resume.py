@@ -200,8 +200,10 @@ async def test_a_stopped_task_that_may_not_be_resumed_answers_its_status(
 
     starter = BackgroundCapable(FindsIds(stops_first(), supports_resume=record_can), manager)
     task_id = await stopped(starter, manager)
-    asker = BackgroundCapable(FindsIds(show, supports_resume=tool_can), manager)
-    assert await asker.execute({"task_id": task_id}, CTX) == status_of(task_id, "stopped", "later")
+    tool = FindsIds(show, supports_resume=tool_can)
+    answer = await BackgroundCapable(tool, manager).execute({"task_id": task_id, "n": "bad"}, CTX)
+    assert answer == status_of(task_id, "stopped", "later")
+    assert tool.seen == []
     assert (await current(manager, task_id)).attempt == 1
 
 

@@ -203,8 +203,7 @@ class BackgroundCapable(Tool):
         if known is not None:
             return known
         if call.task_id is None:
-            parent = self._manager.current_task_id() or call.ctx.run_id
-            return await self._run(call, self._prepare(call, call.args, new_id("bg_"), parent))
+            return await self._run(call, self._prepare(call, call.args, new_id("bg_")))
         record = await self._look_up(call.owner, call.task_id)
         resumable = self._inner.supports_resume and record.supports_resume
         if record.status is not TaskStatus.STOPPED or not resumable:
@@ -255,7 +254,7 @@ class BackgroundCapable(Tool):
             own = _properties(self._inner.descriptor())
             declared = {name: value for name, value in carriers.items() if name in own}
             self._inner.validate_args({**clone_json(merged), **declared})
-        return self._prepare(call, merged, record.task_id, record.parent_task_id, record)
+        return self._prepare(call, merged, record.task_id, record)
 
     # ---- attempts -----------------------------------------------------------------------------
 
@@ -264,7 +263,6 @@ class BackgroundCapable(Tool):
         call: _Call,
         args: Args,
         task_id: str,
-        parent_task_id: str | None,
         stopped: TaskRecord | None = None,
     ) -> _Attempt:
         """Let the hooks speak; nothing is stored yet."""
@@ -277,7 +275,7 @@ class BackgroundCapable(Tool):
                 task_type=tool.task_type,
                 description=tool.task_description(own_args),
                 task_id=task_id,
-                parent_task_id=parent_task_id,
+                parent_task_id=self._manager.current_task_id() or call.ctx.run_id,
                 args=stored,
                 metadata=tool.task_metadata(own_args),
                 supports_resume=tool.supports_resume,
