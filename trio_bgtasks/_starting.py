@@ -217,8 +217,8 @@ class Starter:
                     return None  # not what we would have written
                 except Exception as failure:  # noqa: BLE001 - a store may fail in any way
                     log.warning("start not read back: %s", failure, extra=slot.extra())
-                except BaseException as interrupt:  # noqa: BLE001 - Ctrl-C: shields do not stop it
-                    raise _AnswerUnknown(interrupt) from None  # noqa: ASYNC104
+                except KeyboardInterrupt as interrupt:  # it reaches the main task in a shield, too
+                    raise _AnswerUnknown(interrupt) from None
                 else:
                     return record if _is_ours(slot, record, event) else None
                 await trio.sleep(_READ_BACK_S)
