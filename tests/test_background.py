@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from tests.scripted import (
     forever,
     records,
 )
+from tests.support import CheckpointingStore, cancelled_at
 from trio_bgtasks import (
     RUN_IN_BACKGROUND_PARAM,
     BackgroundCapable,
@@ -725,3 +727,32 @@ async def test_a_closed_manager_starts_nothing(
         wrapped = BackgroundCapable(Scripted(), manager)
     with pytest.raises(ExecutionFailed, match=r"^Execution failed: the task manager is closed$"):
         await wrapped.execute({"message": "", "run_in_background": background}, CTX)
+
+
+# ---- when the caller goes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("background", [True, False])
+async def test_a_caller_that_is_cancelled_anywhere_leaves_nothing_half_done(
+    background: bool,  # noqa: FBT001
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """C4: cancelled at whatever checkpoint, a call is not stored, or its task comes to an end."""
+    ends: set[str] = set()
+    args = {"message": "hi", "run_in_background": background}
+    for k in range(1, 100):
+        async with open_task_manager(CheckpointingStore()) as manager:
+            wrapped = BackgroundCapable(Scripted(), manager)
+            tried = await cancelled_at(k, partial(wrapped.execute, args, key("k")))
+            for task in await manager.list_tasks(OWNER):
+                ends.add((await manager.wait(OWNER, task.task_id)).status)
+            if tried is None:
+                break
+            # Who repeats the call, with its key, gets an answer about one task.
+            again = await wrapped.execute(args, key("k"))
+            assert again.is_success, again
+            assert len(await manager.list_tasks(OWNER)) == 1
+    else:
+        pytest.fail("a call that never ends")
+    assert k > 3
+    assert ends == ({"completed"} if background else {"completed", "stopped"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import trio
 import trio.testing
 
 from tests.scripted import CTX, OWNER, BrokenStore, Scripted, ended, forever
+from tests.support import CheckpointingStore, cancelled_at
 from trio_bgtasks import (
     BackgroundCapable,
     BackgroundExecution,
@@ -22,6 +24,7 @@ from trio_bgtasks import (
     TaskResult,
     TaskStatus,
     TaskStoreError,
+    open_task_manager,
 )
 
 HINT = (
@@ -200,6 +203,23 @@ async def test_what_was_not_delivered_is_told_again(manager: BackgroundTaskManag
         assert await reminder.render(OWNER) is None
     async with reminder.delivering(OWNER) as text:
         assert text is None
+
+
+async def test_a_reader_that_is_cancelled_anywhere_loses_no_announcement(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Cancelled at whatever checkpoint, a text that was not handed over is told again."""
+    for k in range(1, 100):
+        async with open_task_manager(CheckpointingStore()) as manager:
+            await ended(manager, await start(manager, Success()), TaskStatus.COMPLETED)
+            tried = await cancelled_at(k, partial(TaskReminder(manager).render, OWNER))
+            if tried is None:
+                break
+            text = await TaskReminder(manager).render(OWNER)
+            assert (text is None) == (tried.value is not None)
+    else:
+        pytest.fail("a call that never ends")
+    assert k > 3
 
 
 @pytest.mark.parametrize("call", ["notices", "list", "acknowledge"])

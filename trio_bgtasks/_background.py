@@ -176,14 +176,13 @@ class BackgroundCapable(Tool):
             raise InvalidArguments(f"{RUN_IN_BACKGROUND_PARAM} must be a boolean, not {kind}")
         with self._hook():
             task_id = self._inner.task_id_from_args(clean)
-            added = self._added(self._inner.descriptor())
         if task_id is not None:
             try:
                 check_id(task_id, TASK_ID_PARAM)
             except (TypeError, ValueError) as error:
                 raise InvalidArguments(str(error)) from None
-        elif TASK_ID_PARAM in added:
-            clean.pop(TASK_ID_PARAM, None)  # blank: as if it were not there
+        elif TASK_ID_PARAM in clean and TASK_ID_PARAM in self._added(self._inner.descriptor()):
+            del clean[TASK_ID_PARAM]  # blank: as if it were not there
         return clean, background, task_id
 
     @contextmanager
