@@ -129,10 +129,12 @@ class Cli:
         return [ends[number] for number in range(len(runs))]
 
     @asynccontextmanager
-    async def running(self, *args: str, cwd: Path | None = None) -> AsyncGenerator[Running, None]:
+    async def running(
+        self, *args: str, cwd: Path | None = None, program: Sequence[str] = PROGRAM
+    ) -> AsyncGenerator[Running, None]:
         """Run it beside the block, and no longer."""
         process = await trio.lowlevel.open_process(
-            [*PROGRAM, *args],
+            [*program, *args],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

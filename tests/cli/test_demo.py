@@ -1,5 +1,7 @@
 """``demo``: that the story holds, says when it does not, and leaves nothing behind."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import os
@@ -20,6 +22,18 @@ from trio_bgtasks.cli import _demo
 from trio_bgtasks.cli._session import CommandError
 
 ROW = re.compile(r"^(bg_\w+)  (\w+) +(\d+)  ", re.MULTILINE)
+
+_ONLY = """
+import sys
+from trio_bgtasks.cli import _app, _demo
+
+def only(wanted):
+    async def nothing(stage):
+        pass
+    for scene in {"_background", "_cancel", "_crash"} - {wanted}:
+        setattr(_demo, scene, nothing)
+
+"""  # the demo with one of its scenes
 
 
 @pytest.fixture(autouse=True)
@@ -74,15 +88,19 @@ async def test_the_whole_story(cli: Cli) -> None:
     ]
 
 
-async def test_an_interrupted_demo_leaves_nothing_behind(cli: Cli) -> None:
-    """Neither files nor processes, in the middle of whatever it is doing."""
-    async with cli.running("demo") as run:
-        await run.says("ignores-TERM")
+@pytest.mark.parametrize(
+    ("scene", "text"), [("_cancel", "ignores-TERM"), ("_crash", "attempt 1 begins")]
+)
+async def test_an_interrupted_demo_leaves_nothing_behind(cli: Cli, scene: str, text: str) -> None:
+    """Neither files nor processes, neither in the middle of the tree nor of the counting."""
+    program = [sys.executable, "-c", f"{_ONLY}only({scene!r}); sys.exit(_app.run_app(['demo']))"]
+    async with cli.running(program=program) as run:
+        await run.says(text)
         run.process.send_signal(signal.SIGTERM)
         done = await run.end()
+        assert cli.processes.alive() == {}
 
     assert (done.code, done.errors) == (143, "")
-    assert cli.processes.alive() == {}
 
 
 def test_a_story_that_does_not_hold_fails(cli: Cli) -> None:

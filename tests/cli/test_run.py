@@ -1,5 +1,7 @@
 """``run`` and ``resume``, with real commands in real processes."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import signal
@@ -15,6 +17,7 @@ from trio_bgtasks import (
     Stopped,
     TaskNotStopped,
     TaskResult,
+    UnknownTask,
     background_tool,
     open_task_manager,
 )
@@ -171,7 +174,11 @@ async def test_a_resume_that_comes_too_late_starts_nothing() -> None:
             await _run._start(tool, "me", {"task_id": begun[0].task_id}, begun)
         with pytest.raises(CommandError, match="Unknown task"):
             await _run._start(tool, "you", {"task_id": begun[0].task_id}, begun)
-    assert len(begun) == 1
+        assert len(begun) == 1
+
+        gone = _run._Begun("you", begun[0].task_id)
+        with pytest.raises(UnknownTask):
+            await _run._look(manager, gone)
 
 
 async def test_what_cannot_be_resumed(cli: Cli) -> None:

@@ -93,9 +93,7 @@ async def _background(stage: _Stage) -> None:
 
 async def _cancel(stage: _Stage) -> None:
     _heading("A tree of processes is started; some of them will not end when asked to")
-    script = _TREE
-    if sys.platform == "linux" and shutil.which("setsid"):
-        script += _OWN_SESSION
+    script = _TREE + (_OWN_SESSION if sys.platform == "linux" and shutil.which("setsid") else "")
     mark = uuid.uuid4().hex
     task_id = await stage.shell(
         {"command": script + "wait", "env": {_MARK: mark}, "description": "a process tree"}

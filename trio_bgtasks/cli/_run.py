@@ -116,8 +116,7 @@ async def _see_through(
     finally:
         with trio.CancelScope(shield=True):
             tasks += await _ends(session, begun)
-        if tasks:
-            _summarise(session, tasks)
+        _summarise(session, tasks)
     return exit_code(tasks)
 
 
@@ -126,12 +125,12 @@ async def _watch(session: Session, manager: BackgroundTaskManager, begun: list[_
         for task in begun:
             nursery.start_soon(_wait_for, manager, task)
         if session.json:
-            return
-        if is_live():
+            pass  # the summary says it all
+        elif is_live():
             await _draw(manager, begun)
-            return
-        for task in begun:
-            say(f"{one_line(task.task_id)}  started")
+        else:
+            for task in begun:
+                say(f"{one_line(task.task_id)}  started")
 
 
 async def _wait_for(manager: BackgroundTaskManager, task: _Begun) -> None:
@@ -188,6 +187,8 @@ async def _ends(session: Session, begun: list[_Begun]) -> list[OwnedTask]:
 
 
 def _summarise(session: Session, tasks: list[OwnedTask]) -> None:
+    if not tasks:
+        return  # the first one could not be started
     if session.json:
         say_json(tasks_json(tasks))
         return

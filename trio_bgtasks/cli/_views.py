@@ -126,7 +126,7 @@ def tasks_grid(tasks: Sequence[OwnedTask], *, owners: bool = False) -> Grid:
         columns.insert(1, "OWNER")
         for row, task in zip(rows, tasks, strict=True):
             row.insert(1, one_line(task.owner_thread_id))
-    return Grid(columns, rows, cut=("DESCRIPTION", "DETAIL"))
+    return Grid(columns, rows, cut=("OWNER", "DESCRIPTION", "DETAIL"))
 
 
 def _brief(text: str) -> str:
@@ -255,7 +255,7 @@ def journal_grid(journal: Iterable[JournalEntry]) -> Grid:
             )
             for entry in journal
         ],
-        cut=("DETAIL",),
+        cut=("EXECUTOR", "DETAIL"),
     )
 
 
