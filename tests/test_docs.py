@@ -17,10 +17,13 @@ from typing import Any
 import attrs
 import pytest
 
+from trio_bgtasks import LeaseTerms, ManagerConfig, stores
+from trio_bgtasks.cli._app import app
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted((DOCS / "tutorial").glob("*.md"))]
-PAGES += sorted((DOCS / "how-to").glob("*.md"))
+ROOMS = ("tutorial", "how-to", "reference")
+PAGES = [ROOT / "README.md", *sorted(page for room in ROOMS for page in (DOCS / room).glob("*.md"))]
 DEFECTS = DOCS / "explanation" / "original-defects.md"
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -52,12 +55,12 @@ class Example:
         elif language == "sh":
             self.printed = self._shell(text)
         elif language == "text":
-            if not doctest.OutputChecker().check_output(text, self.printed, _LIKE):
-                pytest.fail(f"the page says\n{text}\nbut this was printed\n{self.printed}")
+            same = doctest.OutputChecker().check_output(text, self.printed, _LIKE)
+            assert same, f"the page says\n{text}\nbut this was printed\n{self.printed}"
 
     def _python(self, text: str) -> str:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            exec(compile(text, "example", "exec", dont_inherit=True), self.names)  # noqa: S102
+            exec(compile(text, "example", "exec", dont_inherit=True), self.names)
         return printed.getvalue()
 
     def _shell(self, text: str) -> str:
@@ -80,12 +83,40 @@ class Example:
 def test_examples_run_and_print_what_the_page_says(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every example of the README, the tutorial and the how-to guides runs as it stands."""
+    """Every example of the README, tutorial, how-to guides and reference runs as it stands."""
     monkeypatch.chdir(tmp_path)
     example = Example(tmp_path)
     for language, text in _BLOCK.findall(page.read_text()):
         if page.name != "README.md" or language == "python":  # its sh blocks are what CI runs
             example.step(language, text)
+
+
+# ---- the reference -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [ManagerConfig, LeaseTerms], ids=lambda kind: kind.__name__)
+def test_the_defaults_are_those_of_the_code(kind: type[attrs.AttrsInstance]) -> None:
+    """The page of the configuration has every field, with its default."""
+    page = (DOCS / "reference" / "configuration.md").read_text()
+    section = page.split(f"## `{kind.__name__}`", 1)[1].split("\n## ", 1)[0]
+    shown = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", section, re.MULTILINE))
+    fields = attrs.fields(kind)
+    assert list(shown) == [field.name for field in fields]
+    for field in fields:
+        assert eval(shown[field.name], dict(vars(stores))) == field.default, field.name
+
+
+def test_every_command_and_option_is_described() -> None:
+    """The page of the command has what its help has."""
+    page = (DOCS / "reference" / "command.md").read_text()
+    for name in app:
+        if name.startswith("-"):
+            continue
+        line = next(line for line in page.splitlines() if line.startswith(f"`trio-bgtasks {name}"))
+        options = {part for a in app[name].assemble_argument_collection() for part in a.names}
+        common = {"--db", "--json"}
+        named = {option for option in options - common if option.startswith("-")}
+        assert set(re.findall(r"(?<!\w)--?[a-z]+", line)) == named, name
 
 
 # ---- the defects of the original -----------------------------------------------------------------
@@ -99,17 +130,13 @@ def rows(page: Path) -> Iterator[tuple[str, str]]:
 
 
 def docstring_of(test: str) -> str:
-    """Return the docstring of ``path::name`` or ``path::Class.name``."""
+    """Return the docstring of the test ``path::name``."""
     path, _, name = test.partition("::")
-    body: list[ast.stmt] = ast.parse((ROOT / path).read_text()).body
-    for part in name.split("."):
-        (found,) = (
-            node
-            for node in body
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-            and node.name == part
-        )
-        body = found.body
+    (found,) = (
+        node
+        for node in ast.parse((ROOT / path).read_text()).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name
+    )
     return ast.get_docstring(found) or ""
 
 
@@ -126,4 +153,18 @@ def test_every_test_named_for_a_defect_exists_and_names_it() -> None:
     """A test that the page names exists, and its docstring names the number."""
     for number, answer in rows(DEFECTS):
         for test in re.findall(r"`(tests/[^`]*::[^`]*)`", answer):
-            assert re.search(rf"\bC{number}\b", docstring_of(test)), f"{test} does not name C{number}"
+            assert re.search(rf"\bC{number}\b", docstring_of(test)), f"{test}: no C{number}"
+
+
+# ---- the guarantees ------------------------------------------------------------------------------
+
+
+def test_every_test_named_for_a_promise_exists() -> None:
+    """The page of the guarantees names tests, and files of tests, that are there."""
+    page = (DOCS / "explanation" / "guarantees.md").read_text()
+    there = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert named
+    assert {name for name in named if f"def {name}(" not in there} == set()
+    files = set(re.findall(r"`(tests/[\w/]+\.py)`", page))
+    assert {file for file in files if not (ROOT / file).exists()} == set()
