@@ -10,6 +10,7 @@ import fcntl
 import os
 import sys
 import time
+from functools import partial
 
 import trio
 
@@ -46,4 +47,4 @@ async def main(lock_file: str, grace_s: str, command: str, *options: str) -> Non
 
 
 if __name__ == "__main__":
-    trio.run(main, *sys.argv[1:])
+    trio.run(partial(main, *sys.argv[1:]))

@@ -27,8 +27,10 @@ KEEPER = [sys.executable, "-I", "-S", _keeper.__file__]
 # The same program on a system without child subreapers.
 ELSEWHERE = [
     *(sys.executable, "-I", "-S", "-c"),
-    "import ctypes, select, signal, sys, time, runpy; sys.platform = 'elsewhere'; del sys.argv[0]; "
-    "runpy.run_path(sys.argv[0], run_name='__main__')",
+    (
+        "import ctypes, select, signal, sys, time, runpy; sys.platform = 'elsewhere'; "
+        "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    ),
     _keeper.__file__,
 ]
 
@@ -53,7 +55,7 @@ class Driver:
         with its_channel:
             self.process = subprocess.Popen(
                 [*program, str(grace_s), str(len(spec)), ",".join(map(str, lock_fds))],
-                stdin=its_channel,
+                stdin=its_channel.fileno(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=lock_fds,
@@ -191,6 +193,16 @@ def test_processes_started_during_the_grace_period_see_term_too(
     driver.until_line(b"ready")
     driver.order_end()
     assert driver.ended()[0] == 5  # in time: the grace period is longer than our patience
+
+
+def test_a_program_that_was_started_in_place_of_another_sees_term(
+    keep: Callable[..., Driver],
+) -> None:
+    """TERM may hit a forked shell that is about to become something else: that gets its own."""
+    driver = keep("trap 'exec sleep 1000' TERM; echo ready; while :; do sleep 0.02; done")
+    driver.until_line(b"ready")
+    driver.order_end()
+    assert driver.ended()[0] == -15  # in time: the grace period is longer than our patience
 
 
 def test_every_process_sees_term_once(keep: Callable[..., Driver]) -> None:
@@ -332,10 +344,10 @@ def test_walks_through_proc_with_parents_of_higher_numbers(
 ) -> None:
     """Descendants are found in whatever order /proc lists them, and only they."""
     children = [subprocess.Popen(["sleep", "1000"]) for _ in range(3)]
-    numbers = sorted(os.listdir("/proc"), reverse=True)
+    numbers = sorted((entry.name for entry in Path("/proc").iterdir()), reverse=True)
     monkeypatch.setattr(os, "listdir", lambda _path: [*numbers, "999999999"])
     try:
-        found = [number for number, _ in _keeper.descendants()]
+        found = [number for number, _, _ in _keeper.descendants()]
         assert sorted(found) == sorted(child.pid for child in children)
     finally:
         for child in children:

@@ -73,7 +73,7 @@ class Command:
         """Fork the leader; if it cannot become the shell, it says so in the channel.
 
         Signals are blocked across the fork, so that none is lost between "ignored", as here, and
-        "default", as the command shall have it.
+        "default", as the command shall have it. What the runtime had blocked is unblocked.
         """
         keeper = os.getpid()
         signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
@@ -116,7 +116,7 @@ class Command:
                 self.status = os.waitstatus_to_exitcode(status)
 
     def wait(self, channel: int) -> bool:
-        """Wait until all have ended, or the channel did; whether anything of the command is left."""
+        """Wait until all have ended, or the channel has; whether anything is left."""
         while self.lives():
             ready = self._select([channel], None)
             if channel in ready and not receive(channel, 1):
@@ -126,12 +126,12 @@ class Command:
     def end(self, grace_s: float) -> None:
         """Return when all have ended; they get TERM, ``grace_s`` seconds, then KILL."""
         deadline = time.monotonic() + grace_s
-        asked: set[int] = set()
+        asked: set[tuple[int, bytes]] = set()
         pause = FIRST_PAUSE_S
         while True:
-            for pid, state in self._members():
-                if pid not in asked:
-                    asked.add(pid)
+            for pid, name, state in self._members():
+                if (pid, name) not in asked:  # TERM may hit a shell between its fork and its exec
+                    asked.add((pid, name))
                     send(pid, signal.SIGTERM)
                 if state == b"T":
                     send(pid, signal.SIGCONT)  # a stopped process sees nothing but KILL
@@ -144,7 +144,7 @@ class Command:
         pause = FIRST_PAUSE_S
         while True:
             self._freeze()
-            for pid, _ in self._members():
+            for pid, _, _ in self._members():
                 send(pid, signal.SIGKILL)
             if not self._lives_for(pause):
                 return
@@ -159,7 +159,7 @@ class Command:
         stopped: set[int] = set()
         for _ in range(FREEZE_PASSES):
             known = len(stopped)
-            for pid, _ in self._members():
+            for pid, _, _ in self._members():
                 if pid not in stopped:
                     stopped.add(pid)
                     send(pid, signal.SIGSTOP)
@@ -185,35 +185,36 @@ class Command:
             os.read(self._wakeup, 4096)
         return ready
 
-    def _members(self) -> Iterable[tuple[int, bytes]]:
-        """Numbers to send a signal to, each with its state; a group is one number, negative."""
+    def _members(self) -> Iterable[tuple[int, bytes, bytes]]:
+        """Number, program name and state of all; a group is one number, negative."""
         if self._subreaper:
             return descendants()
-        return [(-self.leader, b"T")]
+        return [(-self.leader, b"", b"T")]
 
 
-def descendants() -> Iterator[tuple[int, bytes]]:
-    """Every descendant of this process and its state letter, each as soon as it is found.
+def descendants() -> Iterator[tuple[int, bytes, bytes]]:
+    """Number, program name and state letter of every descendant, each as soon as it is found.
 
     Parents mostly have the lower number and come first; where numbers have wrapped around, a
     process is kept until its parent is found. Zombies are included: of a process whose main thread
     has ended the rest may be living, and a signal to a real zombie does nothing.
     """
     ours = {os.getpid()}
-    strangers: dict[int, list[tuple[int, bytes]]] = {}
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
+    strangers: dict[int, list[tuple[int, bytes, bytes]]] = {}
+    for number in os.listdir("/proc"):
+        if not number.isdigit():
             continue
         try:
-            descriptor = os.open(f"/proc/{name}/stat", os.O_RDONLY)
+            descriptor = os.open(f"/proc/{number}/stat", os.O_RDONLY)
             try:
                 text = os.read(descriptor, 4096)
             finally:
                 os.close(descriptor)
         except OSError:
             continue  # it has ended since it was listed
-        state, parent = text.rpartition(b")")[2].split()[:2]  # "pid (any name) state ppid ..."
-        process = (int(name), state)
+        program, _, rest = text.rpartition(b")")  # "pid (any name) state ppid ..."
+        state, parent = rest.split()[:2]
+        process = (int(number), program, state)
         if int(parent) not in ours:
             strangers.setdefault(int(parent), []).append(process)
             continue
@@ -260,7 +261,6 @@ def tell(channel: int, line: str) -> None:
 
 def main(grace_s: float, spec_size: int, lock_fds: list[int]) -> None:
     """Read the spec, start the command, wait for its end or make it."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     channel = os.dup(0)  # not inherited, as every descriptor that Python makes

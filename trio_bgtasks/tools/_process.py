@@ -122,7 +122,7 @@ async def run_command(
                 await keeper.send(spec)
                 await keeper.relay(on_output)
         finally:
-            await keeper.finish(on_output, grace_s)
+            await keeper.finish(on_output, grace_s)  # noqa: ASYNC102 - shielded there
         status = keeper.leader_status()
         return CommandEnd(
             exit_code=None if status < 0 else status,
@@ -141,7 +141,7 @@ def _spec(command: str, shell: str, cwd: str | None, env: Mapping[str, str]) -> 
             message = f"env: {name!r} cannot be the name of a variable"
             raise CommandNotStarted(message)
         fields.append((f"env {name!r}", f"{name}={value}"))
-    encoded = []
+    encoded: list[bytes] = []
     for field, text in fields:
         try:
             encoded.append(os.fsencode(text))
@@ -239,9 +239,10 @@ class _Keeper:
             try:
                 await self.relay(hurried)
             finally:
-                await self.relay(hurried)  # on_output failed: the rest is read, and dropped
-                await self._process.wait()
-                await self._kill_what_a_killed_keeper_left()
+                # The keeper bounds these: it ends its command within the grace, then by KILL.
+                await self.relay(hurried)  # noqa: ASYNC102 - on_output failed: the rest is dropped
+                await self._process.wait()  # noqa: ASYNC102
+                await self._kill_what_a_killed_keeper_left()  # noqa: ASYNC102
 
     def leader_status(self) -> int:
         """The exit code of the command's leader, or minus the signal that killed it."""
