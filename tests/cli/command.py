@@ -116,6 +116,10 @@ class Cli:
             )
         return Done(done.returncode, done.stdout, done.stderr.decode())
 
+    def sleeping(self) -> int:
+        """How many ``sleep 1000`` run: the commands of a test, not who was told to start them."""
+        return list(self.processes.alive().values()).count("sleep 1000")
+
     async def together(self, *runs: Sequence[str]) -> list[Done]:
         """Run it several times at once; return how each ended, in the order given."""
         ends: dict[int, Done] = {}

@@ -65,7 +65,7 @@ async def test_a_signal_stops_the_tasks(cli: Cli, number: int, code: int) -> Non
     """Every process is ended, the tasks are stopped, the exit code names the signal."""
     async with cli.running("run", "--resumable", "sleep 1000", "sleep 1000 | sleep 1000") as run:
         ids = await run.started(2)
-        await until(lambda: len(cli.processes.numbers("sleep 1000")) >= 3)
+        await until(lambda: cli.sleeping() == 3)
         run.process.send_signal(number)
         done = await run.end()
         assert cli.processes.alive() == {}
@@ -106,7 +106,7 @@ async def test_a_killed_run_can_be_resumed(cli: Cli, tmp_path: Path) -> None:
     command = "test -e go || sleep 1000; pwd"
     async with cli.running("run", "--resumable", command, cwd=there) as run:
         (task_id,) = await run.started(1)
-        await until(lambda: cli.processes.numbers("sleep 1000"))
+        await until(cli.sleeping)
         run.process.kill()
         await run.end()
     await until(lambda: not cli.processes.alive())  # its keeper ends what it left

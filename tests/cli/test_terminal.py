@@ -104,7 +104,7 @@ async def test_run_draws_a_live_table(cli: Cli) -> None:
 async def test_an_interrupt_leaves_the_terminal_as_it_was(cli: Cli) -> None:
     """After SIGINT the cursor is back and the summary says stopped."""
     async with _terminal("run", "sleep 1000") as terminal:
-        await until(lambda: "running" in terminal.text and cli.processes.numbers("sleep 1000"))
+        await until(lambda: "running" in terminal.text and cli.sleeping())
         terminal.process.send_signal(signal.SIGINT)
         with trio.fail_after(PATIENCE_S):
             code = await terminal.process.wait()

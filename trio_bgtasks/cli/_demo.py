@@ -131,6 +131,7 @@ async def _crash(stage: _Stage) -> None:
         await process.wait()
         stopped = await stage.show(task_id)
     checkpoint = stopped.checkpoint
+    say(f"error: {one_line(stopped.error or '')}")
     say(f"checkpoint: {checkpoint}")
     _check(process.returncode == -signal.SIGKILL, "the process was killed")
     _check(stopped.status is TaskStatus.STOPPED, "the orphan is stopped")
