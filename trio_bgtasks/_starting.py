@@ -159,7 +159,9 @@ class Starter:
             raise StoreBusy("the executor was fenced; the start was not applied") from None
         except (Refused, StoreBusy, InvalidValue, CorruptRecord):
             raise  # nothing was applied
-        except BaseException as error:  # noqa: ASYNC103, BLE001 - may have been applied even so
+        except KeyboardInterrupt as interrupt:
+            raise _AnswerUnknown(interrupt) from None  # it is not to wait for a read-back
+        except (Exception, trio.Cancelled) as error:  # noqa: ASYNC103, BLE001 - applied or not?
             record = await self._read_back(slot, event, error)  # noqa: ASYNC102 - shielded there
             if record is None:
                 _reraise(error)
