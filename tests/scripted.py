@@ -139,7 +139,7 @@ async def manager(store: BrokenStore) -> AsyncIterator[BackgroundTaskManager]:
         store.failing.clear()
 
 
-async def ended(
+async def ended(  # noqa: ASYNC128 - our TaskStatus is not Trio's
     manager: BackgroundTaskManager, task_id: str, status: TaskStatus, owner: str = OWNER
 ) -> TaskRecord:
     """Wait for the end of a task, check it, and return its record."""

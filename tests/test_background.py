@@ -534,15 +534,16 @@ async def test_a_tool_may_redact_what_is_stored(manager: BackgroundTaskManager) 
 
     class Redacts(Scripted):
         def stored_args(self, args: dict[str, Any], /) -> dict[str, Any]:
-            args.pop("secret")
+            args["deep"].pop("secret")
             return args
 
-    result = await BackgroundCapable(Redacts(), manager).execute(
-        {"message": "hi", "secret": "x"}, CTX
-    )
+    tool = Redacts()
+    args = {"message": "hi", "deep": {"secret": "x"}}
+    result = await BackgroundCapable(tool, manager).execute(args, CTX)
     assert result.data == {"echoed": "hi"}
+    assert tool.seen[-1] == ("background", args, "prepared", 1)
     ((record),) = await records(manager)
-    assert record.args == {"message": "hi"}
+    assert record.args == {"message": "hi", "deep": {}}
 
 
 @pytest.mark.parametrize(

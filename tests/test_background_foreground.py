@@ -93,7 +93,7 @@ async def test_the_tools_own_result_is_the_answer_and_is_stored(
         ("completed", "ignored", ("completed", None, {"a": 1})),
     ],
 )
-async def test_the_tool_may_say_how_its_result_ends_the_task(
+async def test_the_tool_may_say_how_its_result_ends_the_task(  # noqa: ASYNC128 - our TaskStatus is not Trio's
     status: TaskStatus,
     error: str | None,
     expected: tuple[str, str | None, Any],
@@ -336,6 +336,23 @@ async def test_a_deadline_answers_with_its_status(
     assert str(record.error).startswith("The deadline of 5 s passed")
     assert result.data["error"] == record.error
     assert result.message == f"Task '{record.task_id}' ended as failed: {record.error}"
+
+
+async def test_work_that_was_done_in_spite_of_the_runtime_is_answered(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A success counts as itself also when the scope was cancelled before, but not by a cancel."""
+
+    async def body(_: dict[str, Any], execution: BackgroundExecution) -> TaskResult:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(10)
+        assert execution.stopping == "deadline"
+        return Success("done")
+
+    async with open_task_manager(config=ManagerConfig(attempt_deadline_s=5)) as manager:
+        result = await BackgroundCapable(Scripted(body), manager).execute(ARGS, CTX)
+        assert (await the_task(manager)).status is TaskStatus.COMPLETED
+    assert result == ToolResult.success("Scripted", "done")
 
 
 async def test_a_lost_lease_answers_an_error(

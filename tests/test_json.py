@@ -268,7 +268,7 @@ from trio_bgtasks._json import new_id
 time.time_ns = lambda: 0
 new_id("")
 child = os.fork()
-print(new_id(""), flush=True)
+print(new_id("") + "\\n", end="", flush=True)
 if child:
     os.waitpid(child, 0)
 """

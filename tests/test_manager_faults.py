@@ -111,7 +111,7 @@ async def test_ends_that_are_never_stored_are_named_at_the_exit(
     """
     store = FaultyStore()
     began = 0.0
-    with pytest.raises(TaskStoreError) as caught:  # noqa: PT012
+    with pytest.raises(TaskStoreError) as caught:
         async with opened(store, shutdown_grace_s=3) as manager:
             gate = Gate()
             await manager.start(request(task_id="finished"), gate)
@@ -142,7 +142,7 @@ async def test_the_exception_of_the_block_wins(
     """When ends are lost and the block raised, its exception leaves; the loss is logged."""
     store = FaultyStore()
     mine = ZeroDivisionError("mine")
-    with pytest.raises(ZeroDivisionError) as caught:  # noqa: PT012
+    with pytest.raises(ZeroDivisionError) as caught:
         async with opened(store) as manager:
             await manager.start(request(task_id="t"), forever)
             store.break_down("apply")
@@ -187,7 +187,7 @@ async def test_a_start_that_hangs_does_not_keep_the_manager_from_closing(
             failed.append(str(error))
 
     async with trio.open_nursery() as callers:  # they may outlive the manager
-        with pytest.raises(TaskStoreError, match="closed with 1 ends not stored: t: "):  # noqa: PT012
+        with pytest.raises(TaskStoreError, match="closed with 1 ends not stored: t: "):
             async with opened(store, shutdown_grace_s=3) as manager:
                 store.break_down("apply", "load", fault="hang after")
                 callers.start_soon(call, manager)  # noqa: ASYNC111

@@ -278,8 +278,13 @@ async def test_a_stop_among_too_many_is_told(manager: BackgroundTaskManager) -> 
     _, rest = parsed(await TaskReminder(manager).render(OWNER))
     assert rest.endswith(f'1 more; call "task_status" without task_id to list all tasks. '
                          f"Changed among them: {stopped} (stopped).")  # fmt: skip
+    more = '1 more; call "task_status" without task_id to list all tasks.'
+    assert parsed(await TaskReminder(manager).render(OWNER))[1] == more
+    resumed: dict[str, Any] = {"task_id": stopped, "supports_resume": True}
+    await start(manager, Stopped(), resume_attempt=1, **resumed)
+    await start(manager, None, resume_attempt=2, **resumed)
     _, rest = parsed(await TaskReminder(manager).render(OWNER))
-    assert rest == '1 more; call "task_status" without task_id to list all tasks.'
+    assert rest == f"{more} Changed among them: {stopped} (running)."
 
 
 async def test_more_ends_than_one_text_takes(manager: BackgroundTaskManager) -> None:

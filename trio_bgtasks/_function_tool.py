@@ -142,7 +142,7 @@ def _as_json(value: object) -> object:
     """Return dataclasses, times, sets and the like as JSON; the manager refuses what is none."""
     try:
         return msgspec.to_builtins(value, str_keys=True)
-    except (TypeError, ValueError, RecursionError):
+    except (TypeError, RecursionError):
         return value
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, TypeAlias, cast
 
-JsonValue: TypeAlias = "None | bool | int | float | str | list[JsonValue] | dict[str, JsonValue]"
+JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 JsonObject: TypeAlias = dict[str, JsonValue]
 
 MAX_DEPTH = 64
@@ -125,7 +125,7 @@ class _Copier:
         copied: list[JsonValue] = []
         try:
             for item in value:
-                copied.append(self.copy(item, depth + 1))
+                copied.append(self.copy(item, depth + 1))  # noqa: PERF401 - its length is the path
         except _Bad as bad:
             bad.steps.append(f"[{len(copied)}]")
             raise

@@ -201,7 +201,8 @@ def apply(
             return _orphaned(record, event, facts)
         case AttemptStarted():
             return _attempt_started(record, event, facts)
-    return _attempt_write(record, event, facts)
+        case _:
+            return _attempt_write(record, event, facts)
 
 
 def _registered(
@@ -264,7 +265,8 @@ def _shown(outcome: TaskResult) -> tuple[str | None, Any, Any]:
             return outcome.error, outcome.value, None
         case Stopped():
             return outcome.reason, None, None
-    return None, None, None
+        case _:
+            return None, None, None
 
 
 def _cancel_requested(record: TaskRecord, event: CancelRequested) -> TaskRecord:
@@ -327,8 +329,9 @@ def _attempt_write(record: TaskRecord, event: AttemptWrite, facts: Facts) -> Tas
             return evolved(record, checkpoint=event.value, updated_at_ms=now)
         case ProgressReported():
             return evolved(record, progress=event.progress, updated_at_ms=now)
-    end = _output_end(record, event.offset, event.text)
-    return evolved(record, output_bytes=end, updated_at_ms=now)
+        case _:
+            end = _output_end(record, event.offset, event.text)
+            return evolved(record, output_bytes=end, updated_at_ms=now)
 
 
 def _output_end(record: TaskRecord, offset: int, text: str) -> int:

@@ -98,6 +98,11 @@ def tasks_in(path: Path) -> set[str]:
         connection.close()
 
 
+def exits(_: sqlite3.Connection) -> None:
+    """Fail as no unit of work should."""
+    raise SystemExit(3)
+
+
 # ---- sharing a transaction -----------------------------------------------------------------------
 
 
@@ -179,7 +184,7 @@ async def test_a_full_disk_hits_only_the_job_that_fills_it(
 async def test_a_job_that_is_run_again_alone_may_fail_again(
     sqlite: SqliteTaskStore, scribe: Hand
 ) -> None:
-    """Two that fill the disk both fail; what stands between them does not."""
+    """Two that fill the disk both fail, and one that dies; what stands between them does not."""
 
     def bound(connection: sqlite3.Connection) -> None:
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
@@ -192,12 +197,14 @@ async def test_a_job_that_is_run_again_alone_may_fail_again(
             "big": lambda: scribe.start("big", args={"x": "y" * 500_000}),
             "a": lambda: scribe.start("a"),
             "huge": lambda: scribe.start("huge", args={"x": "y" * 500_000}),
+            "exit": lambda: sqlite._engine.write(exits),
         },
     )
     assert {name: type(result).__name__ for name, result in results.items()} == {
         "big": "TaskStoreError",
         "a": "TaskRecord",
         "huge": "TaskStoreError",
+        "exit": "TaskStoreError",
     }
     assert tasks_in(sqlite._engine.path) == {"a"}
 
@@ -206,10 +213,6 @@ async def test_a_dying_unit_of_work_does_not_take_the_thread_with_it(
     sqlite: SqliteTaskStore, scribe: Hand
 ) -> None:
     """What is not an `Exception` fails the whole batch, each caller with an error of its own."""
-
-    def exits(_: sqlite3.Connection) -> None:
-        raise SystemExit(3)
-
     results = await together(
         sqlite, {"a": lambda: scribe.start("a"), "exit": lambda: sqlite._engine.write(exits)}
     )

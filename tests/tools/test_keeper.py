@@ -182,10 +182,21 @@ def test_a_stopped_process_sees_term(keep: Callable[..., Driver]) -> None:
     assert driver.ended() == (7, b"bye\n")
 
 
-def test_processes_started_during_the_grace_period_see_term_too(
+def test_what_a_command_cleans_up_with_is_left_alone(keep: Callable[..., Driver]) -> None:
+    """A program that is started while its parent handles TERM has the grace period to itself."""
+    driver = keep(
+        "trap '(sleep 0.5; echo cleaned); exit 7' TERM; echo ready; while :; do sleep 0.02; done"
+    )
+    driver.until_line(b"ready")
+    driver.order_end()
+    status, output = driver.ended()
+    assert (status, output.splitlines()[-1]) == (7, b"cleaned")
+
+
+def test_what_is_left_behind_during_the_grace_period_sees_term_too(
     keep: Callable[..., Driver],
 ) -> None:
-    """What a command starts while it handles TERM is told to end as well, not only killed."""
+    """What a command starts and leaves while it handles TERM is told to end, not only killed."""
     driver = keep(
         "trap 'sleep 1000 & setsid sleep 1000 & exit 5' TERM; echo ready; "
         "while :; do sleep 0.02; done"
@@ -347,7 +358,7 @@ def test_walks_through_proc_with_parents_of_higher_numbers(
     numbers = sorted((entry.name for entry in Path("/proc").iterdir()), reverse=True)
     monkeypatch.setattr(os, "listdir", lambda _path: [*numbers, "999999999"])
     try:
-        found = [number for number, _, _ in _keeper.descendants()]
+        found = [number for number, *_ in _keeper.descendants()]
         assert sorted(found) == sorted(child.pid for child in children)
     finally:
         for child in children:

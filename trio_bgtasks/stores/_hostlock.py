@@ -131,8 +131,7 @@ def make_private_folder(folder: Path) -> None:
         OSError: it cannot be made.
     """
     if not folder.is_dir():
-        if folder.parent != folder:
-            make_private_folder(folder.parent)
+        make_private_folder(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
 
 

@@ -322,7 +322,7 @@ class MemoryTaskStore:
             nursery.start_soon(executor.renew, terms, name=f"lease of {executor.executor_id}")
             try:
                 yield executor
-            except BaseException as error:  # noqa: BLE001 (raised below)
+            except BaseException as error:  # noqa: ASYNC103, BLE001 (raised below)
                 raised = error  # the nursery would wrap it, and copy a group
             executor.renewal.cancel()
             if not executor.crashed:

@@ -40,6 +40,8 @@ TYPE_CHECKING = False  # typing is too slow to import here
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    Process = tuple[int, int, bytes, bytes]
+
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -124,17 +126,24 @@ class Command:
         return False
 
     def end(self, grace_s: float) -> None:
-        """Return when all have ended; they get TERM, ``grace_s`` seconds, then KILL."""
+        """Return when all have ended; they get TERM, ``grace_s`` seconds, then KILL.
+
+        What is started later gets TERM when its parent has gone, but not before: it may be what a
+        shell cleans up with. So does a program that took another one's place, because TERM may
+        have hit a shell between its fork and its exec, where it is lost.
+        """
         deadline = time.monotonic() + grace_s
-        asked: set[tuple[int, bytes]] = set()
+        asked: dict[int, bytes] = {}
+        orphans_of: int | None = None  # in the first pass, all
         pause = FIRST_PAUSE_S
         while True:
-            for pid, name, state in self._members():
-                if (pid, name) not in asked:  # TERM may hit a shell between its fork and its exec
-                    asked.add((pid, name))
+            for pid, parent, name, state in self._members():
+                if asked.get(pid) != name and (pid in asked or orphans_of in (None, parent)):
+                    asked[pid] = name
                     send(pid, signal.SIGTERM)
                 if state == b"T":
                     send(pid, signal.SIGCONT)  # a stopped process sees nothing but KILL
+            orphans_of = os.getpid()
             left = deadline - time.monotonic()
             if not self._lives_for(min(pause, left)):
                 return
@@ -144,7 +153,7 @@ class Command:
         pause = FIRST_PAUSE_S
         while True:
             self._freeze()
-            for pid, _, _ in self._members():
+            for pid, *_ in self._members():
                 send(pid, signal.SIGKILL)
             if not self._lives_for(pause):
                 return
@@ -159,7 +168,7 @@ class Command:
         stopped: set[int] = set()
         for _ in range(FREEZE_PASSES):
             known = len(stopped)
-            for pid, _, _ in self._members():
+            for pid, *_ in self._members():
                 if pid not in stopped:
                     stopped.add(pid)
                     send(pid, signal.SIGSTOP)
@@ -185,22 +194,22 @@ class Command:
             os.read(self._wakeup, 4096)
         return ready
 
-    def _members(self) -> Iterable[tuple[int, bytes, bytes]]:
-        """Number, program name and state of all; a group is one number, negative."""
+    def _members(self) -> Iterable[Process]:
+        """All, as in `descendants`; a group is one number, negative."""
         if self._subreaper:
             return descendants()
-        return [(-self.leader, b"", b"T")]
+        return [(-self.leader, os.getpid(), b"", b"T")]
 
 
-def descendants() -> Iterator[tuple[int, bytes, bytes]]:
-    """Number, program name and state letter of every descendant, each as soon as it is found.
+def descendants() -> Iterator[Process]:
+    """Number, parent, program name and state letter of every descendant, each as soon as found.
 
     Parents mostly have the lower number and come first; where numbers have wrapped around, a
     process is kept until its parent is found. Zombies are included: of a process whose main thread
     has ended the rest may be living, and a signal to a real zombie does nothing.
     """
     ours = {os.getpid()}
-    strangers: dict[int, list[tuple[int, bytes, bytes]]] = {}
+    strangers: dict[int, list[Process]] = {}
     for number in os.listdir("/proc"):
         if not number.isdigit():
             continue
@@ -214,9 +223,9 @@ def descendants() -> Iterator[tuple[int, bytes, bytes]]:
             continue  # it has ended since it was listed
         program, _, rest = text.rpartition(b")")  # "pid (any name) state ppid ..."
         state, parent = rest.split()[:2]
-        process = (int(number), program, state)
-        if int(parent) not in ours:
-            strangers.setdefault(int(parent), []).append(process)
+        process = (int(number), int(parent), program, state)
+        if process[1] not in ours:
+            strangers.setdefault(process[1], []).append(process)
             continue
         found = [process]
         while found:

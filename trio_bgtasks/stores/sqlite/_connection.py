@@ -112,7 +112,7 @@ def _set_journal_mode(connection: sqlite3.Connection) -> None:
     wanted = "truncate" if has_wal_reset_race() else "wal"
     try:
         while_busy(lambda: connection.execute(f"PRAGMA journal_mode = {wanted}").fetchone())
-    except sqlite3.OperationalError as error:
+    except sqlite3.Error as error:
         if not is_busy(error):
             raise
         (mode,) = connection.execute("PRAGMA journal_mode").fetchone()

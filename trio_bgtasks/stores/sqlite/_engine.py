@@ -171,7 +171,7 @@ class Engine:
             if connection is not None:
                 connection.close()  # whatever is wrong with it, the next reader shall not meet it
             if isinstance(error, SQLITE_ERRORS):
-                raise store_error(error) from error
+                raise store_error(error) from error  # noqa: ASYNC104 - no loop in this thread
             raise
         with self._lock:
             if not self._closed:
@@ -214,14 +214,14 @@ class Engine:
             self._gather(batch, wait=False)
             taken = self._take(batch)
             alone = _run(connection, taken)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: ASYNC103, BLE001
             taken = taken or self._take(batch)
             _fail(connection, taken, error)
         for job in alone:
             try:
                 begin(connection)
                 _run(connection, [job])
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:  # noqa: ASYNC103, BLE001
                 _fail(connection, [job], error)
         _deliver(taken)
 
@@ -238,6 +238,11 @@ def _view(connection: sqlite3.Connection, work: _Work[_T]) -> _T:
     try:
         return work(connection)
     finally:
+        _roll_back(connection)
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:  # some errors have done so already
         connection.execute("ROLLBACK")
 
 
@@ -263,8 +268,8 @@ def _run(connection: sqlite3.Connection, jobs: list[_Job]) -> list[_Job]:
 
 def _fail(connection: sqlite3.Connection, jobs: list[_Job], error: BaseException) -> None:
     """Answer ``jobs`` with ``error``: none of them, a refused one neither, was committed."""
-    if connection.in_transaction:
-        connection.execute("ROLLBACK")
+    with suppress(sqlite3.Error):  # the thread must live: everybody waits for it
+        _roll_back(connection)
     for job in jobs:  # an error of its own for each: whoever raises it adds a traceback
         ours = _ours(error)
         if ours is error:
@@ -285,7 +290,8 @@ def _deliver(jobs: list[_Job]) -> None:
     for job in jobs:
         if job.token is not None:
             by_loop.setdefault(job.token, []).append(job)
-        elif job.future is not None:
+        else:
+            assert job.future is not None
             assert job.outcome is not None
             job.future.set_result(job.outcome)
     for token, theirs in by_loop.items():
