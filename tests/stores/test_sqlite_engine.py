@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+import sys
 import threading
 import warnings
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -378,6 +379,25 @@ async def test_a_reader_waits_for_an_exclusive_lock_and_gives_up(sqlite: SqliteT
         nursery.start_soon(later)
         assert await sqlite.load("t") is None
     other.close()
+
+
+async def test_a_second_store_of_the_process_drops_no_lock(sqlite: SqliteTaskStore) -> None:
+    """Closing any descriptor of a file drops the process's locks on it: nobody may open it twice.
+
+    While a unit of work runs, other processes stay locked out, whatever is opened here meanwhile.
+    """
+    path = sqlite._engine.path
+    attempt = (
+        "import sqlite3, sys\n"
+        "try: sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')\n"
+        "except sqlite3.OperationalError as error: print(error)"
+    )
+    async with writer_kept_busy(sqlite):
+        async with SqliteTaskStore.open(path) as same:
+            await same.load("t")
+        command = [sys.executable, "-c", attempt, str(path)]
+        done = await trio.run_process(command, capture_stdout=True)
+    assert done.stdout.decode().strip() == "database is locked"
 
 
 async def test_a_forked_child_cannot_use_the_store(sqlite: SqliteTaskStore, scribe: Hand) -> None:

@@ -32,6 +32,10 @@ REFUSE_T1 = """
     CREATE TRIGGER refuse BEFORE UPDATE ON tasks WHEN old.task_id = 't1'
     BEGIN SELECT raise(ABORT, 'no'); END
 """
+REFUSE_ITS_NOTICE = """
+    CREATE TRIGGER refuse BEFORE INSERT ON notices WHEN new.task_id = 't1'
+    BEGIN SELECT raise(ABORT, 'no'); END
+"""
 LONG_AGO, FAR_AHEAD = 0, 1 << 52
 
 
@@ -313,8 +317,9 @@ async def test_a_task_without_an_executors_row_is_an_orphan(
         ("UPDATE tasks SET metadata = '[]' WHERE task_id = 't1'", "metadata"),
         ("UPDATE tasks SET owner_thread_id = CAST(x'ff' AS TEXT) WHERE task_id = 't1'", "UTF-8"),
         (REFUSE_T1, "no"),
+        (REFUSE_ITS_NOTICE, "no"),
     ],
-    ids=["no JSON", "wrong shape", "no text", "refused"],
+    ids=["no JSON", "wrong shape", "no text", "refused", "half refused"],
 )
 async def test_a_corrupt_orphan_is_reported_and_passed_over(
     sqlite: SqliteTaskStore, scribe: Hand, damage: str, why: str
@@ -330,6 +335,7 @@ async def test_a_corrupt_orphan_is_reported_and_passed_over(
         (corrupt,) = report.corrupt
         assert corrupt.task_id == "t1"
         assert why in corrupt.why
+    assert rows(sqlite, "SELECT status FROM tasks WHERE task_id = 't1'") == [("running",)]
     assert (dead.executor_id,) in rows(sqlite, "SELECT executor_id FROM executors")
     assert rows(sqlite, "SELECT task_id FROM notices ORDER BY 1") == [("t0",), ("t2",)]
 

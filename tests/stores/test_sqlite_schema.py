@@ -51,13 +51,18 @@ def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def ask(path: Path, sql: str) -> Any:
-    """Ask the file for one value, by another connection."""
+def all_rows(path: Path, sql: str) -> list[tuple[Any, ...]]:
+    """Ask the file for rows."""
     connection = sqlite3.connect(path)
     try:
-        return connection.execute(sql).fetchone()[0]
+        return connection.execute(sql).fetchall()
     finally:
         connection.close()
+
+
+def ask(path: Path, sql: str) -> Any:
+    """Ask the file for one value, by another connection."""
+    return all_rows(path, sql)[0][0]
 
 
 def tell(path: Path, *statements: str) -> None:
@@ -120,6 +125,15 @@ async def test_what_was_stored_is_there_when_opened_again(tmp_path: Path) -> Non
             record = await same.load("t")
     async with SqliteTaskStore.open(path) as store:
         assert await store.load("t") == record
+
+
+async def test_the_blocks_exception_leaves_open_as_raised(tmp_path: Path) -> None:
+    """The very object, not in a group; the store is closed."""
+    error = ExceptionGroup("two", [ValueError(), KeyError()])
+    with pytest.raises(ExceptionGroup) as caught:
+        async with SqliteTaskStore.open(tmp_path / "tasks.db"):
+            raise error
+    assert caught.value is error
 
 
 async def test_a_file_name_is_taken_literally(tmp_path: Path) -> None:
@@ -510,6 +524,13 @@ async def test_nothing_reads_all_tasks(tmp_path: Path, monkeypatch: pytest.Monke
     scans = {plan for plan in plans if plan.startswith("SCAN") and not re.match(small, plan)}
     assert {plan for plan in scans if not re.match(running, plan)} == set()
     assert {plan for plan in plans if "ORDER BY" in plan} == set()
+    assert {plan for plan in plans if re.search(r"tasks USING INTEGER .*>", plan)} == set()
+    # And no index is there for nothing.
+    made = {
+        name for (name,) in all_rows(path, "SELECT name FROM sqlite_schema WHERE type = 'index'")
+    }
+    used = {match[1] for plan in plans if (match := re.search(r"INDEX (\w+)", plan))}
+    assert made - used == set()
 
 
 def explain(path: Path, statements: set[str]) -> Generator[str, None, None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ Synchronous: TypeAlias = Literal["full", "normal"]
 
 BUSY_S: Final = 5.0
 """How long a lock that another process holds is tried for."""
+
+_making_file = threading.Lock()
 
 _NATIVE_BUSY_S = 0.02  # SQLite's own wait; a longer one starves: it polls ever more rarely
 _OLDEST = (3, 37, 0)  # STRICT tables
@@ -62,8 +65,7 @@ def _open_writer(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
         needed = ".".join(map(str, _OLDEST))
         raise TaskStoreError(f"SQLite {needed} is needed, this is {sqlite3.sqlite_version}")
     make_private_folder(path.parent)
-    # Made by us first, so that it is private from its first moment; -wal and -journal follow it.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    _make_private_file(path)
     connection = _connect(path)
     try:
         version = while_busy(lambda: check_header(connection))
@@ -79,6 +81,20 @@ def _open_writer(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _make_private_file(path: Path) -> None:
+    """Make an empty file, private from its first moment, if there is none; -wal and others follow.
+
+    A file that is there is not opened: to close it would drop every lock that SQLite holds on it in
+    this process. For the same reason it is only seen by others here when it is closed again.
+    """
+    with _making_file:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            return
+        os.close(fd)
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
