@@ -222,12 +222,15 @@ def test_every_process_sees_term_once(keep: Callable[..., Driver]) -> None:
         "exec "
         + python("""
             import signal, time
-            signal.signal(signal.SIGTERM, lambda *_: print("TERM"))
+            seen = []
+            signal.signal(signal.SIGTERM, lambda *_: seen.append("TERM"))
             print("ready")
-            signal.pause()
+            while not seen:
+                time.sleep(0.01)
             end = time.monotonic() + 0.5
             while time.monotonic() < end:
                 time.sleep(0.01)
+            print(*seen)
         """)
     )
     driver.until_line(b"ready")
