@@ -58,7 +58,7 @@ class BackgroundTaskManager:
     def __init__(self, store: TaskStore, config: ManagerConfig) -> None:
         self._store = store
         self._config = config
-        waits = StoreWaits()
+        waits = StoreWaits(store)
         self._hints = Hints()
         self._supervisor = Supervisor(store, config, self._hints, waits)
         self._slots = self._supervisor.slots

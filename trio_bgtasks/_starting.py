@@ -168,7 +168,7 @@ class Starter:
             return record  # noqa: ASYNC104
 
     async def _ask(self, slot: Slot, event: StartEvent) -> TaskRecord:
-        with self._waits.bound(math.inf):
+        with self._waits.answer(math.inf):
             return await self._store.apply(slot.task_id, event)
         raise TaskStoreError("the store did not answer before the task manager closed")
 

@@ -166,10 +166,7 @@ class Supervisor:
                 if slot.ticket is not None:
                     await slot.ticket.granted.wait()
                 # Cancelled before it began, by whomever: then it does not begin.
-                if (
-                    not slot.scope.cancel_called
-                    and trio.current_effective_deadline() > trio.current_time()
-                ):
+                if not slot.scope.cancel_called and not _caller_is_cancelled(slot):
                     ran = slot.running = True
                     if slot.deadline_s is not None:
                         self._start_soon(partial(self._deadline, slot), "deadline")
@@ -193,9 +190,7 @@ class Supervisor:
         if not slot.reasons and slot.scope.cancel_called:
             slot.reasons.add("cancel")  # by whoever owns the scope
         errors = [] if end.raised is None else leaves(end.raised)
-        if trio.current_effective_deadline() <= trio.current_time() or any(
-            isinstance(error, trio.Cancelled) for error in errors
-        ):
+        if _caller_is_cancelled(slot) or any(isinstance(e, trio.Cancelled) for e in errors):
             slot.reasons.add("shutdown" if slot.background else "caller")
             slot.caller_gone = True
         elif any(isinstance(error, KeyboardInterrupt) for error in errors):
@@ -273,7 +268,7 @@ class Supervisor:
 
     async def _try_end(self, slot: Slot, event: Finished) -> str | None:
         """Store the end; return None when it is settled, else why it is not."""
-        with self._waits.bound(self._config.write_grace_s, shield=True):
+        with self._waits.answer(self._config.write_grace_s, shield=True):
             try:
                 slot.record = await self._apply_end(slot, event)
             except Exception as failure:  # noqa: BLE001 - a store may fail in any way
@@ -328,6 +323,13 @@ class Supervisor:
             await self._closing.wait()
             return _RETRY_FIRST_S
         return min(delay * 2, _RETRY_MOST_S)
+
+
+def _caller_is_cancelled(slot: Slot) -> bool:
+    # Nobody but the manager cancels around a background attempt, and that only when it has ended.
+    if slot.background:
+        return False
+    return trio.current_effective_deadline() <= trio.current_time()
 
 
 def _named(error: BaseException) -> str:
