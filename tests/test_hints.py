@@ -30,10 +30,10 @@ async def test_a_subscriber_hears_of_its_owners_tasks(
         assert await received(hints) == ["a"]
         await manager.start(request(OTHER, task_id="theirs"), done)
         await manager.cancel(OWNER, "a")
-        assert await received(hints) == ["a"]
+        assert set(await received(hints)) == {"a"}  # the mark, and then the end
         await manager.run(request(task_id="b"), done)
         await manager.gc_terminal(OWNER)
-        assert sorted(await received(hints)) == ["a", "b"]
+        assert set(await received(hints)) == {"a", "b"}
         assert await received(hints) == []
 
 
@@ -92,7 +92,7 @@ async def test_a_subscription_ends_when_the_manager_closes(
 
         async def listen() -> None:
             async with manager.subscribe(OWNER) as hints:
-                assert [hint async for hint in hints] == ["t"]
+                assert {hint async for hint in hints} == {"t"}
 
         async with open_task_manager() as manager:
             nursery.start_soon(listen)
