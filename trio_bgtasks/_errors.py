@@ -63,7 +63,7 @@ class TaskExists(Refused):
     """The task id is taken, now or by a task that was collected. Ids are never used twice."""
 
     def __init__(self, task_id: str, status: str | None = None) -> None:
-        self.status = status
+        self.status: str | None = status
         state = "collected" if status is None else status
         super().__init__(task_id, f"Task '{task_id}' exists already (current status: {state})")
 
@@ -74,7 +74,7 @@ class IdempotencyKeyUsed(TaskExists):
     def __init__(self, task_id: str, key: str) -> None:
         self.task_id = task_id
         self.key = key
-        self.status = None
+        self.status: str | None = None
         text = f"idempotency_key {key!r} was used already, by task '{task_id}'"
         Refused.__init__(self, task_id, text)
 

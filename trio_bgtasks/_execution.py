@@ -68,15 +68,15 @@ class BackgroundExecution:
         reasons: set[str],
         lock_fds: tuple[int, ...],
     ) -> None:
-        self.task_id = record.task_id
-        self.owner_thread_id = record.owner_thread_id
-        self.parent_task_id = record.parent_task_id
-        self.attempt = record.attempt
-        self.is_resume = record.attempt > 1
+        self.task_id: str = record.task_id
+        self.owner_thread_id: str = record.owner_thread_id
+        self.parent_task_id: str | None = record.parent_task_id
+        self.attempt: int = record.attempt
+        self.is_resume: bool = record.attempt > 1
         self.checkpoint: Any = record.checkpoint
-        self.cancel_scope = cancel_scope
-        self.lock_fds = lock_fds
-        self.output_limit = log_.keep_bytes
+        self.cancel_scope: trio.CancelScope = cancel_scope
+        self.lock_fds: tuple[int, ...] = lock_fds
+        self.output_limit: int = log_.keep_bytes
         self._log = log_
         self._port = port
         self._reasons = reasons

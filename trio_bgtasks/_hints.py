@@ -77,7 +77,7 @@ class Hints:
         self._waiting: dict[str, tuple[trio.Event, int]] = {}
         self._subscribers: dict[str, dict[Subscription, None]] = {}
         self.waiters = 0
-        self.closed = False
+        self.closed: bool = False
 
     @property
     def subscribers(self) -> int:

@@ -14,7 +14,7 @@ from .._manager import BackgroundTaskManager
 from .._records import ExternalRef, OutputPage, TaskSummary
 from .._tool import InvalidArguments, Tool, ToolCallContext, ToolDescriptor, ToolResult
 
-log = logging.getLogger("trio_bgtasks.tools")
+_log = logging.getLogger("trio_bgtasks.tools")
 
 MAX_WAIT_S = 60
 
@@ -80,7 +80,7 @@ class _TaskTool(Tool):
         except TaskError as error:
             return ToolResult.error(self.id, str(error))
         except Exception as error:
-            log.exception("%s failed", self.id)
+            _log.exception("%s failed", self.id)
             return ToolResult.error(self.id, f"{type(error).__name__}: {error}")
 
     @abstractmethod

@@ -71,7 +71,7 @@ class Engine:
     def __init__(self, path: Path, synchronous: Synchronous, writer: sqlite3.Connection) -> None:
         self.path = path
         self.synchronous = synchronous
-        (self.journal_mode,) = writer.execute("PRAGMA journal_mode").fetchone()
+        self.journal_mode: str = writer.execute("PRAGMA journal_mode").fetchone()[0]
         self._pid = os.getpid()
         self._lock = threading.Lock()  # guards every job's state, and `_closed` with the queue
         self._closed = False  # nothing more is taken
