@@ -70,6 +70,12 @@ def wal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_connection, "has_wal_reset_race", lambda: False)
 
 
+@pytest.fixture
+def rollback_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No write-ahead log, whatever the version of SQLite."""
+    monkeypatch.setattr(_connection, "has_wal_reset_race", lambda: True)
+
+
 @pytest.fixture(params=["memory", "sqlite", "sqlite-wal"])
 async def store(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

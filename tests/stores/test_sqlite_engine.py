@@ -275,8 +275,7 @@ async def test_a_thousand_callers_cancelled_at_random(
     mode: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Cancelled means not applied, acknowledged means durable, and the next write works."""
-    if mode == "wal":
-        request.getfixturevalue("wal")
+    request.getfixturevalue("wal" if mode == "wal" else "rollback_journal")
     path, dice = tmp_path / "tasks.db", random.Random(7)
     acknowledged: set[str] = set()
     cancelled: set[str] = set()
@@ -344,7 +343,7 @@ async def test_a_caller_may_leave_while_the_file_is_busy(
     assert tasks_in(sqlite._engine.path) == {"b"}
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("impatient", "rollback_journal")
 async def test_a_commit_that_readers_hold_up_is_undone(
     sqlite: SqliteTaskStore, scribe: Hand
 ) -> None:
@@ -360,7 +359,7 @@ async def test_a_commit_that_readers_hold_up_is_undone(
     await scribe.start("a")
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("impatient", "rollback_journal")
 async def test_a_reader_waits_for_an_exclusive_lock_and_gives_up(sqlite: SqliteTaskStore) -> None:
     """A read is tried again while the file is locked, and then raises `StoreBusy`."""
     other = sqlite3.connect(sqlite._engine.path, isolation_level=None)

@@ -66,9 +66,14 @@ def _open_writer(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
         raise TaskStoreError(f"SQLite {needed} is needed, this is {sqlite3.sqlite_version}")
     make_private_folder(path.parent)
     _make_private_file(path)
+    if path.is_dir():
+        raise TaskStoreError("it is a folder")
+    for needed in (path, path.parent):  # the journal is made in the folder
+        if not os.access(needed, os.R_OK | os.W_OK):
+            raise TaskStoreError(f"{needed} is not writable")
     connection = _connect(path)
     try:
-        version = while_busy(lambda: check_header(connection))
+        version = while_busy(lambda: view(connection, check_header))
         _set_journal_mode(connection)
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
@@ -144,6 +149,21 @@ def _set_journal_mode(connection: sqlite3.Connection) -> None:
 def begin(connection: sqlite3.Connection) -> None:
     """Begin a write transaction as soon as no other connection is writing."""
     while_busy(lambda: connection.execute("BEGIN IMMEDIATE"))
+
+
+def view(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], _T]) -> _T:
+    """Return ``work(connection)``, all of whose reads see one moment of the file."""
+    connection.execute("BEGIN")
+    try:
+        return work(connection)
+    finally:
+        roll_back(connection)
+
+
+def roll_back(connection: sqlite3.Connection) -> None:
+    """End the transaction, if the error that we come from has not done so already."""
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
 
 
 def while_busy(step: Callable[[], _T]) -> _T:

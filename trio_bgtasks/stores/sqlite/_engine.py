@@ -35,7 +35,9 @@ from ._connection import (
     begin,
     open_reader,
     open_writer,
+    roll_back,
     store_error,
+    view,
     while_busy,
 )
 
@@ -166,7 +168,7 @@ class Engine:
             connection = self._idle_readers.pop() if self._idle_readers else None
         try:
             connection = connection or open_reader(self.path)
-            result = while_busy(partial(_view, connection, work))
+            result = while_busy(partial(view, connection, work))
         except BaseException as error:
             if connection is not None:
                 connection.close()  # whatever is wrong with it, the next reader shall not meet it
@@ -233,19 +235,6 @@ class Engine:
         return taken
 
 
-def _view(connection: sqlite3.Connection, work: _Work[_T]) -> _T:
-    connection.execute("BEGIN")
-    try:
-        return work(connection)
-    finally:
-        _roll_back(connection)
-
-
-def _roll_back(connection: sqlite3.Connection) -> None:
-    if connection.in_transaction:  # some errors have done so already
-        connection.execute("ROLLBACK")
-
-
 def _run(connection: sqlite3.Connection, jobs: list[_Job]) -> list[_Job]:
     """Run ``jobs`` in the open transaction and commit; return those to be run again, alone.
 
@@ -269,7 +258,7 @@ def _run(connection: sqlite3.Connection, jobs: list[_Job]) -> list[_Job]:
 def _fail(connection: sqlite3.Connection, jobs: list[_Job], error: BaseException) -> None:
     """Answer ``jobs`` with ``error``: none of them, a refused one neither, was committed."""
     with suppress(sqlite3.Error):  # the thread must live: everybody waits for it
-        _roll_back(connection)
+        roll_back(connection)
     for job in jobs:  # an error of its own for each: whoever raises it adds a traceback
         ours = _ours(error)
         if ours is error:

@@ -124,7 +124,7 @@ SCHEMA_VERSION: Final = len(MIGRATIONS)
 
 
 def check_header(connection: sqlite3.Connection) -> int:
-    """Return the schema version of the file, 0 for a new one. Reads only.
+    """Return the schema version of the file, 0 for a new one; call it inside a transaction.
 
     Raises:
         SchemaTooNew: a newer version of this library wrote it.
