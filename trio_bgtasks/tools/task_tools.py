@@ -79,7 +79,7 @@ class _TaskTool(Tool):
             return await self._answer(ctx.thread_id, self._task_id(args) or "", args)
         except TaskError as error:
             return ToolResult.error(self.id, str(error))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - logged and answered
             _log.exception("%s failed", self.id)
             return ToolResult.error(self.id, f"{type(error).__name__}: {error}")
 
