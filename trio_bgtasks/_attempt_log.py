@@ -65,8 +65,9 @@ class AttemptLog:
         self._progress: Progress | None = None
         self._progress_after = -math.inf
         self._closed = False
-        self._news = trio.Event()
-        self._drained = trio.Event()
+        # Made with the helper: most attempts say nothing, and are started by the thousand.
+        self._news: trio.Event
+        self._drained: trio.Event
         self._flushing: trio.CancelScope | None = None
 
     def write(self, text: str) -> None:
@@ -99,8 +100,8 @@ class AttemptLog:
         A write that is under way may still arrive: what it stored is passed over at the end.
         """
         self._closed = True
-        self._drained.set()
         if self._flushing is not None:
+            self._drained.set()
             self._flushing.cancel()
         return *self._unsent(), self._progress
 
@@ -115,10 +116,11 @@ class AttemptLog:
             raise StaleAttempt(port.task_id, port.attempt, port.attempt, "ended")
 
     def _wake(self) -> None:
-        self._news.set()
         if self._flushing is None:
             self._flushing = trio.CancelScope()
+            self._news, self._drained = trio.Event(), trio.Event()
             self._port.start_soon(self._flush_for_ever, f"output of {self._port.task_id}")
+        self._news.set()
 
     def _drop(self, size: int) -> None:
         """Forget ``size`` bytes at the start: they are stored, or given up."""
