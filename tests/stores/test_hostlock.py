@@ -84,15 +84,16 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        path = Path(process.stdout.readline().strip())
-        assert is_held(path)
-        remove_if_free(path)
-        assert path.exists()
-        process.send_signal(signal.SIGSTOP)
-        assert is_held(path)
-        process.kill()
-        process.wait()
+        try:
+            assert process.stdout is not None
+            path = Path(process.stdout.readline().strip())
+            assert is_held(path)
+            remove_if_free(path)
+            assert path.exists()
+            process.send_signal(signal.SIGSTOP)
+            assert is_held(path)
+        finally:
+            process.kill()
     assert not is_held(path)
     remove_if_free(path)
     assert not path.exists()
@@ -127,13 +128,15 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
+        fine = False
         try:
+            fine = lock.fd == -1
             os.close(tell)
             lock.release()
             os.write(say, b".")
             os.read(told, 1)
         finally:
-            os._exit(0 if lock.fd == -1 and lock.path.exists() else 1)
+            os._exit(0 if fine and lock.path.exists() else 1)
     os.read(heard, 1)
     for fd in (told, heard, say):
         os.close(fd)
