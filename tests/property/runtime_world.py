@@ -150,9 +150,9 @@ class Machine:
 class World:
     """The store, its machines, and everything that the tools and the callers noted."""
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, store: MemoryTaskStore) -> None:
         self.nursery = nursery
-        self.store = MemoryTaskStore()
+        self.store = store
         self.machines: list[Machine] = []
         self.tasks: dict[str, Task] = {}
         self.announced: list[tuple[str, int, TaskStatus]] = []

@@ -8,15 +8,17 @@ never against a manager's account of itself; the store is asked as the durable t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
+import attrs
 import hypothesis.strategies as st
+import pytest
 import trio
 import trio.testing
-from hypothesis import settings
-from hypothesis.stateful import invariant, precondition, rule
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import invariant, precondition, rule, run_state_machine_as_test
 
 from tests.property.runtime_world import (
     TIDY_S,
@@ -32,14 +34,27 @@ from tests.property.runtime_world import (
 )
 from tests.property.trio_machine import TrioStateMachine, in_trio
 from trio_bgtasks import (
+    CancelRequested,
+    CheckpointSaved,
+    Event,
+    Finished,
+    MemoryTaskStore,
+    Notice,
     ParentCancelled,
     Refused,
+    Registered,
+    Success,
+    TaskError,
     TaskNotRunning,
+    TaskNotStopped,
     TaskRecord,
     TaskStatus,
     TaskSummary,
     UnknownTask,
 )
+from trio_bgtasks._records import evolved
+from trio_bgtasks._slots import Slot
+from trio_bgtasks.stores import RecordPage, SweepReport
 
 T = TypeVar("T")
 
@@ -50,7 +65,6 @@ owners = st.sampled_from(OWNERS)
 manners: st.SearchStrategy[Manners] = st.sampled_from(
     ["passes on", "passes on", "tidies up", "tidies up", "succeeds", "fails", "raises"]
 )
-resumables = st.sampled_from([True, True, False])
 orders: st.SearchStrategy[Order] = st.sampled_from(
     ["succeed", "fail", "raise", "cancel itself", "stop itself", "stop itself"]
 )
@@ -67,20 +81,32 @@ def some(list_of: Callable[[RuntimeMachine], list[T]]) -> Callable[[RuntimeMachi
 
 
 class RuntimeMachine(TrioStateMachine):
-    """Two machines to begin with; others come and go."""
+    """Two machines and some work to begin with; others come and go."""
+
+    store = MemoryTaskStore
 
     async def set_up(self) -> None:
-        self.world = World(self.run.nursery)
+        self.world = World(self.run.nursery, self.store())
         self.asked = 0  # starts, those that were refused too
         self.ended_as: dict[str, TaskRecord] = {}
         for _ in range(2):
             await self.world.boot()
+        await self.begin_task(self.new_task("ann", None, "tidies up", resumable=True), 0)
+        await self.begin_task(self.new_task("bob", 1, "passes on", resumable=True), 1)
+        await self.begin_task(self.new_task("ann", 1, "raises", resumable=False), 0)
+        await self.call_task(self.new_task("bob", None, "passes on", resumable=True), 1)
+        for run in self.world.runs:
+            await self.speak(run)
 
     # ---- what there is to choose from -------------------------------------------------------
 
     @property
     def tasks(self) -> list[Task]:
         return list(self.world.tasks.values())
+
+    @property
+    def ended(self) -> list[Task]:
+        return [task for task in self.tasks if task.runs[-1].ended is not None]
 
     @property
     def obeying(self) -> list[Run]:
@@ -101,10 +127,10 @@ class RuntimeMachine(TrioStateMachine):
     def new_task(
         self, owner: str, parent: int | None, manners: Manners, *, resumable: bool
     ) -> Task:
-        """Return a task to be started; its parent is an old one, or the one after it: a cycle."""
+        """Return a task to be started; its parent is one before it, or the next one: a cycle."""
         number = self.asked
         self.asked += 1
-        above = None if parent is None else f"t{number + 1 - parent}"
+        above = None if parent is None else f"t{number + (1, -1, -2)[parent]}"
         return Task(f"t{number}", owner, resumable, above, manners)
 
     def under_cancel(self, task: Task) -> bool:
@@ -113,7 +139,14 @@ class RuntimeMachine(TrioStateMachine):
 
     # ---- starting ---------------------------------------------------------------------------
 
-    @rule(machine=few, owner=owners, parent=st.none() | few, manners=manners, resumable=resumables)
+    @rule(
+        machine=few,
+        owner=owners,
+        parent=st.none() | few,
+        manners=manners,
+        resumable=st.sampled_from([True, True, False]),
+        background=st.sampled_from([True, True, False]),
+    )
     @in_trio
     async def start(
         self,
@@ -122,9 +155,13 @@ class RuntimeMachine(TrioStateMachine):
         parent: int | None,
         manners: Manners,
         resumable: bool,  # noqa: FBT001
+        background: bool,  # noqa: FBT001
     ) -> None:
-        where = self.machine(machine)
         task = self.new_task(owner, parent, manners, resumable=resumable)
+        await (self.begin_task if background else self.call_task)(task, machine)
+
+    async def begin_task(self, task: Task, machine: int) -> None:
+        where = self.machine(machine)
         body = self.world.body(task, where, background=True)
         try:
             summary = await where.manager.start(self.world.request(task), body)
@@ -136,17 +173,7 @@ class RuntimeMachine(TrioStateMachine):
         self.world.tasks[task.task_id] = task
         await self.begun(task)
 
-    @rule(machine=few, owner=owners, parent=st.none() | few, manners=manners, resumable=resumables)
-    @in_trio
-    async def call(
-        self,
-        machine: int,
-        owner: str,
-        parent: int | None,
-        manners: Manners,
-        resumable: bool,  # noqa: FBT001
-    ) -> None:
-        task = self.new_task(owner, parent, manners, resumable=resumable)
+    async def call_task(self, task: Task, machine: int) -> None:
         call = await self.world.call(self.machine(machine), task, self.world.request(task))
         assert isinstance(call.answer, ParentCancelled) is self.under_cancel(task)
         if call.answer is None:
@@ -196,9 +223,12 @@ class RuntimeMachine(TrioStateMachine):
     async def say(self, run: int, often: int) -> None:
         chosen = newest(self.world.live_runs(), run)
         for _ in range(often):
-            word = f"<{chosen.attempt}.{len(chosen.said)}é>"
-            chosen.said.append(word)
-            await chosen.execution.write_output(word)
+            await self.speak(chosen)
+
+    async def speak(self, run: Run) -> None:
+        word = f"<{run.attempt}.{len(run.said)}é>"
+        run.said.append(word)
+        await run.execution.write_output(word)
 
     # ---- ending them from outside -----------------------------------------------------------
 
@@ -209,7 +239,7 @@ class RuntimeMachine(TrioStateMachine):
         await self.cancel_task(self.machine(machine), newest(self.tasks, task))
 
     async def cancel_task(self, machine: Machine, task: Task) -> None:
-        cancellable = await self.can_be_cancelled(task)
+        cancellable = await self.can_be_cancelled(task, machine)
         try:
             await machine.manager.cancel(task.owner, task.task_id)
         except TaskNotRunning:
@@ -227,9 +257,10 @@ class RuntimeMachine(TrioStateMachine):
     @in_trio
     async def cancel_tree(self, machine: int, task: int) -> None:
         root = newest(self.tasks, task)
-        below = [t for t in self.tree(root) if await self.can_be_cancelled(t)]
+        where = self.machine(machine)
+        below = [t for t in self.tree(root) if await self.can_be_cancelled(t, where)]
         try:
-            tree = await self.machine(machine).manager.cancel_tree(root.owner, root.task_id)
+            tree = await where.manager.cancel_tree(root.owner, root.task_id)
         except TaskNotRunning:
             assert not below
             assert not root.collected
@@ -254,15 +285,16 @@ class RuntimeMachine(TrioStateMachine):
             ]
         return found
 
-    async def can_be_cancelled(self, task: Task) -> bool:
-        """It runs, or stopped; or its machine crashed, which makes it an orphan or stopped."""
+    async def can_be_cancelled(self, task: Task, machine: Machine) -> bool:
+        """It runs or is stopped. Asking how it stands settles an orphan, as the cancel will."""
+        await machine.manager.get(task.owner, task.task_id)
         if task.collected:
             return False
         last = task.runs[-1]
         if last.ended is None:
             return True
         if task.cancelled:
-            # Marked, and then crashed: accepted again as long as it is not known to be dead.
+            # Marked before the crash: accepted once more while its machine may still be alive.
             return last.ended == "crash" and not await self.settled(task)
         return last.expected_status() == {TaskStatus.STOPPED}
 
@@ -303,19 +335,24 @@ class RuntimeMachine(TrioStateMachine):
 
     # ---- machines ---------------------------------------------------------------------------
 
-    @precondition(lambda self: len(self.world.living) < 3)
-    @rule()
+    @rule(machine=few, crash=st.booleans(), replaced=st.booleans())
     @in_trio
-    async def boot(self) -> None:
-        await self.world.boot()
-
-    @precondition(lambda self: len(self.world.living) > 1)
-    @rule(machine=few)
-    @in_trio
-    async def shut_down(self, machine: int) -> None:
+    async def lose(
+        self,
+        machine: int,
+        crash: bool,  # noqa: FBT001
+        replaced: bool,  # noqa: FBT001
+    ) -> None:
+        """A machine crashes or is shut down; another may take its place."""
         where = self.machine(machine)
-        await where.shut_down()
-        await self.nothing_is_left_of(where)
+        if crash:
+            where.crash()
+            await trio.testing.wait_all_tasks_blocked()
+        else:
+            await where.shut_down()
+            await self.nothing_is_left_of(where)
+        if replaced or not self.world.living:
+            await self.world.boot()
 
     async def nothing_is_left_of(self, machine: Machine) -> None:
         """Promise 10: no body, and no running record of its executors."""
@@ -324,22 +361,15 @@ class RuntimeMachine(TrioStateMachine):
             record = await self.world.store.load(task.task_id)
             assert record is None or record.executor_id not in machine.executors
 
-    @precondition(lambda self: len(self.world.living) > 1)
-    @rule(machine=few)
-    @in_trio
-    async def crash(self, machine: int) -> None:
-        self.machine(machine).crash()
-        await trio.testing.wait_all_tasks_blocked()
-
     # ---- resuming ---------------------------------------------------------------------------
 
-    @precondition(some(lambda self: self.tasks))
+    @precondition(some(lambda self: self.ended))
     @rule(task=few, machine=few, rivals=few)
     @in_trio
     async def resume(self, task: int, machine: int, rivals: int) -> None:
         """One caller or several resume a task at the same time, on one machine or several."""
         where = [self.machine(machine + i) for i in range(rivals + 1)]
-        await self.resume_at_once(newest(self.tasks, task), where)
+        await self.resume_at_once(newest(self.ended, task), where)
 
     async def resume_at_once(self, task: Task, where: list[Machine]) -> None:
         possible = await self.can_be_resumed(task, where[0])
@@ -376,32 +406,30 @@ class RuntimeMachine(TrioStateMachine):
             return False
         return stopped and task.resumable and not task.cancelled
 
-    @precondition(some(lambda self: self.tasks))
-    @rule(task=few, machine=few, crash=st.booleans(), after_s=st.sampled_from([0, 1, 10, 29, 31]))
+    @precondition(some(lambda self: self.world.live_runs()))
+    @rule(run=few, machine=few, crash=st.booleans(), after_s=st.sampled_from([0, 1, 10, 29, 45]))
     @in_trio
     async def take_over(
         self,
-        task: int,
+        run: int,
         machine: int,
         crash: bool,  # noqa: FBT001
         after_s: float,
     ) -> None:
         """A task loses its machine or its owner, and others take it over, perhaps too early."""
-        chosen = newest(self.tasks, task)
-        run = chosen.runs[-1]
-        if run.ended is not None or len(self.world.living) < 2:
-            return
+        chosen = newest(self.world.live_runs(), run)
+        if len(self.world.living) < 2:
+            await self.world.boot()
         async with trio.open_nursery() as nursery:
             if crash:
-                run.machine.crash()
+                chosen.machine.crash()
             else:
-                nursery.start_soon(self.end_owner, run.machine, chosen.owner)
+                nursery.start_soon(self.end_owner, chosen.machine, chosen.task.owner)
                 await trio.lowlevel.checkpoint()
             await trio.sleep(after_s)
-            others = [m for m in self.world.living if m is not run.machine]
             await trio.testing.wait_all_tasks_blocked()
-            if run.ended is not None:
-                await self.resume_at_once(chosen, [newest(others, machine)])
+            others = [m for m in self.world.living if m is not chosen.machine]
+            await self.resume_at_once(chosen.task, [newest(others, machine)])
 
     # ---- looking, announcing, collecting ----------------------------------------------------
 
@@ -444,6 +472,7 @@ class RuntimeMachine(TrioStateMachine):
 
     def announced(self, owner: str, summaries: list[TaskSummary]) -> None:
         for summary in summaries:
+            assert summary.task_id in self.world.tasks  # or what was refused was stored
             assert self.world.tasks[summary.task_id].owner == owner
             self.world.announced.append((summary.task_id, summary.attempt, summary.status))
 
@@ -469,6 +498,9 @@ class RuntimeMachine(TrioStateMachine):
     @rule(seconds=st.sampled_from([0.5, TIDY_S, 20.0, SETTLED_S]))
     @in_trio
     async def pass_time(self, seconds: float) -> None:
+        await self.pass_time_by(seconds)
+
+    async def pass_time_by(self, seconds: float) -> None:
         await trio.sleep(seconds)
         await trio.testing.wait_all_tasks_blocked()
         if seconds >= 20:
@@ -524,6 +556,8 @@ class RuntimeMachine(TrioStateMachine):
 
     async def clean_up(self) -> None:
         """End every machine; then nothing runs, and everything has been announced."""
+        if any("cancel" in run.reasons for run in self.world.live_runs()):
+            await self.pass_time_by(20)
         for machine in self.world.living:
             await machine.shut_down()
             await self.nothing_is_left_of(machine)
@@ -579,3 +613,186 @@ class RuntimeMachine(TrioStateMachine):
 
 TestRuntime = RuntimeMachine.TestCase
 TestRuntime.settings = settings(stateful_step_count=30, max_examples=100, deadline=None)
+
+
+# ---- planted bugs -------------------------------------------------------------------------------
+
+
+class ForgetsCancels(MemoryTaskStore):
+    """Says that a cancel is accepted, and does not keep it."""
+
+    async def apply(self, task_id: str, event: Event) -> TaskRecord:
+        record = await self.load(task_id)
+        if isinstance(event, CancelRequested) and record and record.status == "running":
+            return evolved(record, cancel_requested_at_ms=event.at_ms)
+        return await super().apply(task_id, event)
+
+
+class ForgetsCheckpoints(MemoryTaskStore):
+    """Returns before a checkpoint is kept, which then never happens."""
+
+    async def apply(self, task_id: str, event: Event) -> TaskRecord:
+        record = await self.load(task_id)
+        if isinstance(event, CheckpointSaved) and record:
+            return record
+        return await super().apply(task_id, event)
+
+
+class ForgetsResults(MemoryTaskStore):
+    """Keeps that an attempt succeeded, but not with what."""
+
+    async def apply(self, task_id: str, event: Event) -> TaskRecord:
+        if isinstance(event, Finished):
+            event = attrs.evolve(event, outcome=attrs.evolve(event.outcome))
+            if isinstance(event.outcome, Success):
+                event = attrs.evolve(event, outcome=Success())
+        return await super().apply(task_id, event)
+
+
+class LosesLastWords(MemoryTaskStore):
+    """Drops the output that comes with the end of an attempt."""
+
+    async def apply(self, task_id: str, event: Event) -> TaskRecord:
+        if isinstance(event, Finished):
+            event = attrs.evolve(event, output="")
+        return await super().apply(task_id, event)
+
+
+class ResumesTwice(MemoryTaskStore):
+    """Lets the loser of two resumes believe that it won."""
+
+    async def apply(self, task_id: str, event: Event) -> TaskRecord:
+        try:
+            return await super().apply(task_id, event)
+        except TaskNotStopped:
+            record = await self.load(task_id)
+            if record is None or record.status != "running":
+                raise
+            return record
+
+
+class BuriesTheLiving(MemoryTaskStore):
+    """Takes every executor but the sweeping one for dead."""
+
+    async def sweep(
+        self, executor_id: str, at_ms: int, *, suspect: str | None = None
+    ) -> SweepReport:
+        for name, executor in self._executors.items():
+            if name != executor_id:
+                executor.expires_at = 0
+        return await super().sweep(executor_id, at_ms, suspect=suspect)
+
+
+class FindsNobodyDead(MemoryTaskStore):
+    """Never fences an executor."""
+
+    async def sweep(
+        self, executor_id: str, at_ms: int, *, suspect: str | None = None
+    ) -> SweepReport:
+        return await super().sweep(executor_id, at_ms, suspect=suspect or executor_id)
+
+
+class AnnouncesTwice(MemoryTaskStore):
+    """Does not delete what was acknowledged."""
+
+    async def acknowledge(self, owner_thread_id: str, notice_ids: Sequence[int]) -> None:
+        return
+
+
+class AcknowledgesAll(MemoryTaskStore):
+    """Deletes also what was not handed out, or was not taken."""
+
+    async def notices(self, owner_thread_id: str, *, limit: int = 200) -> list[Notice]:
+        found = await super().notices(owner_thread_id, limit=limit)
+        await self.acknowledge(owner_thread_id, [notice.notice_id for notice in found])
+        return found
+
+
+class TellsStrangers(MemoryTaskStore):
+    """Lists the tasks of all owners."""
+
+    async def list_owner(
+        self,
+        owner_thread_id: str,
+        *,
+        after: int = 0,
+        limit: int = 200,
+        status: TaskStatus | None = None,
+        task_type: str | None = None,
+    ) -> RecordPage:
+        records = [record for t in list(self._records) if (record := await self.load(t))]
+        return RecordPage(records)
+
+
+class CollectsParents(MemoryTaskStore):
+    """Collects a task although a descendant of it runs."""
+
+    def _ancestors_of_running(self) -> set[str]:
+        return set()
+
+
+class LetsChildrenStart(MemoryTaskStore):
+    """Does not look whether a parent is under an accepted cancel."""
+
+    async def apply(self, task_id: str, event: Event) -> TaskRecord:
+        try:
+            return await super().apply(task_id, event)
+        except ParentCancelled:
+            assert isinstance(event, Registered)
+            return await super().apply(task_id, attrs.evolve(event, parent_task_id=None))
+
+
+BROKEN_STORES = [
+    ForgetsCancels,
+    ForgetsCheckpoints,
+    ForgetsResults,
+    LosesLastWords,
+    ResumesTwice,
+    BuriesTheLiving,
+    FindsNobodyDead,
+    AnnouncesTwice,
+    AcknowledgesAll,
+    TellsStrangers,
+    CollectsParents,
+    LetsChildrenStart,
+]
+
+
+def run_until_found(machine: type[RuntimeMachine]) -> None:
+    """Run a machine that has to fail; the same examples every time."""
+    with pytest.raises((AssertionError, TaskError, ExceptionGroup)):
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                derandomize=True,
+                max_examples=300,
+                stateful_step_count=30,
+                phases=[Phase.generate],
+                deadline=None,
+                report_multiple_bugs=False,
+                suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+            ),
+        )
+
+
+@pytest.mark.parametrize("broken", BROKEN_STORES)
+def test_a_broken_store_is_found(broken: type[MemoryTaskStore]) -> None:
+    """Each store breaks one promise; the tools' own notes show it."""
+
+    class Planted(RuntimeMachine):
+        store = broken
+
+    run_until_found(Planted)
+
+
+@pytest.mark.parametrize("reason", ["cancel", "owner_close", "shutdown"])
+def test_a_manager_that_ends_nothing_is_found(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that is not cancelled when it should be is a wrong answer, or a deadlock."""
+    stop = Slot.stop
+
+    def deaf(self: Slot, why: str) -> None:
+        if why != reason:
+            stop(self, why)
+
+    monkeypatch.setattr(Slot, "stop", deaf)
+    run_until_found(RuntimeMachine)

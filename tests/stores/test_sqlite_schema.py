@@ -343,39 +343,42 @@ async def test_an_affected_sqlite_takes_a_file_out_of_wal_mode(
         assert store._engine.journal_mode == "truncate"
 
 
-async def test_an_unaffected_sqlite_goes_along_with_the_others(
+async def test_an_unaffected_sqlite_leaves_a_file_in_its_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that others keep in the older mode is used in that mode: it is safe for all."""
-    monkeypatch.setattr(_connection, "BUSY_S", 0.1)
-    monkeypatch.setattr(_connection, "has_wal_reset_race", lambda: True)
+    """It cannot see whether those who use the file are safe in another."""
     path = tmp_path / "tasks.db"
-    async with SqliteTaskStore.open(path):
-        other = sqlite3.connect(path, isolation_level=None)
-        other.execute("BEGIN")
-        other.execute("SELECT count(*) FROM tasks").fetchall()
+    for made_with_race, journal in ((True, "truncate"), (False, "wal")):
+        monkeypatch.setattr(_connection, "has_wal_reset_race", lambda race=made_with_race: race)
+        async with SqliteTaskStore.open(path):
+            pass
         monkeypatch.setattr(_connection, "has_wal_reset_race", lambda: False)
         async with SqliteTaskStore.open(path) as store:
-            assert store._engine.journal_mode != "wal"
+            assert store._engine.journal_mode == journal
             assert await store.load("t") is None
-        other.close()
+        path.unlink()
 
 
-def denied(*_: object) -> int:
-    """Authorize nothing."""
-    return sqlite3.SQLITE_DENY
-
-
-async def test_another_error_of_the_journal_is_not_swallowed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("race", [True, False])
+async def test_a_file_that_others_keep_locked_is_busy_at_open(
+    race: bool,  # noqa: FBT001
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Only a busy file is a reason to go on without."""
-    connection = sqlite3.connect(tmp_path / "x.db", isolation_level=None)
-    monkeypatch.setattr(_connection, "has_wal_reset_race", lambda: False)
-    connection.set_authorizer(denied)
-    with pytest.raises(sqlite3.DatabaseError):
-        _connection._set_journal_mode(connection)
-    connection.close()
+    """Two that make the same file: the later one gives up in the end, and may try again."""
+    monkeypatch.setattr(_connection, "BUSY_S", 0.1)
+    monkeypatch.setattr(_connection, "has_wal_reset_race", lambda: race)
+    path = tmp_path / "tasks.db"
+    for lock in ("BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"):
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute(lock)
+        with pytest.raises(StoreBusy, match=r"tasks\.db: other processes keep the file busy"):
+            async with SqliteTaskStore.open(path):
+                pytest.fail("it was opened")
+        other.execute("ROLLBACK")
+        other.close()
+    async with SqliteTaskStore.open(path) as store:
+        assert await store.owners() == []
 
 
 # ---- versions ------------------------------------------------------------------------------------

@@ -382,6 +382,7 @@ async def test_control_c_while_output_is_passed_on() -> None:
     """A KeyboardInterrupt passes through when nothing of the command is left."""
 
     async def interrupted(_text: str) -> None:
+        assert trio.lowlevel.currently_ki_protected()  # it comes at a checkpoint, as here, only
         await trio.lowlevel.checkpoint()
         raise KeyboardInterrupt
 

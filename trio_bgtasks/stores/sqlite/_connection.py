@@ -62,8 +62,8 @@ def open_writer(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
 
 def _open_writer(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
     if sqlite3.sqlite_version_info < _OLDEST:
-        needed = ".".join(map(str, _OLDEST))
-        raise TaskStoreError(f"SQLite {needed} is needed, this is {sqlite3.sqlite_version}")
+        oldest = ".".join(map(str, _OLDEST))
+        raise TaskStoreError(f"SQLite {oldest} is needed, this is {sqlite3.sqlite_version}")
     make_private_folder(path.parent)
     _make_private_file(path)
     if path.is_dir():
@@ -74,7 +74,7 @@ def _open_writer(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
     connection = _connect(path)
     try:
         version = while_busy(lambda: view(connection, check_header))
-        _set_journal_mode(connection)
+        _set_journal_mode(connection, is_new=version == 0)
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         connection.execute("PRAGMA journal_size_limit = 67108864")
@@ -129,21 +129,27 @@ def _text(data: bytes) -> str | bytes:
         return data
 
 
-def _set_journal_mode(connection: sqlite3.Connection) -> None:
-    wanted = "truncate" if has_wal_reset_race() else "wal"
+def _set_journal_mode(connection: sqlite3.Connection, *, is_new: bool) -> None:
+    """Use a write-ahead log where that is safe, else a rollback journal.
+
+    The version of SQLite that makes a file decides, alone: nobody knows whether a second process
+    will come. Later ones keep to it, because they cannot see which version the others have; but one
+    with the race takes the file out of WAL mode, or refuses it.
+    """
+    (mode,) = while_busy(lambda: connection.execute("PRAGMA journal_mode").fetchone())
+    race = has_wal_reset_race()
+    if mode == "wal" and not race:
+        return
+    wanted = "wal" if is_new and not race else "truncate"
     try:
         while_busy(lambda: connection.execute(f"PRAGMA journal_mode = {wanted}").fetchone())
-    except sqlite3.Error as error:
-        if not is_busy(error):
+    except sqlite3.OperationalError as error:
+        if mode != "wal" or not is_busy(error):
             raise
-        (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
-        if mode == "wal":
-            # Only a SQLite with the race gets here: the others want nothing else.
-            raise StoreBusy(
-                "another process uses it in WAL mode, which is not safe with this SQLite "
-                f"({sqlite3.sqlite_version}): use one version, at least 3.51.3, for all"
-            ) from error
-        # Every version is safe in the mode that the others keep it in.
+        raise StoreBusy(
+            "another process uses it in WAL mode, which is not safe with this SQLite "
+            f"({sqlite3.sqlite_version}): use one version, at least 3.51.3, for all"
+        ) from error
 
 
 def begin(connection: sqlite3.Connection) -> None:

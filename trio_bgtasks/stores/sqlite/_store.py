@@ -30,8 +30,10 @@ class SqliteTaskStore:
     together, and to one user.
 
     Caveats: a process that is stopped (SIGSTOP) in the middle of a write holds everybody up. Do not
-    put the file on a network file system. All processes that use it should have one version of
-    SQLite: those before 3.51.3 (save 3.50.7 and 3.44.6) keep to a slower journal, for safety.
+    put the file on a network file system, and do not open it in this process by other means than
+    SQLite: closing it would drop SQLite's locks. The version of SQLite that made the file chose its
+    journal: a write-ahead log since 3.51.3 (and 3.50.7, 3.44.6), before that a slower one, because
+    several processes might corrupt the faster.
     """
 
     def __init__(self, engine: Engine, locks: Path) -> None:
