@@ -357,12 +357,13 @@ def test_walks_through_proc_with_parents_of_higher_numbers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Descendants are found in whatever order /proc lists them, and only they."""
+    before = {number for number, *_ in _keeper.descendants()}  # those of other tests' libraries
     children = [subprocess.Popen(["sleep", "1000"]) for _ in range(3)]
     numbers = sorted((entry.name for entry in Path("/proc").iterdir()), reverse=True)
     monkeypatch.setattr(os, "listdir", lambda _path: [*numbers, "999999999"])
     try:
-        found = [number for number, *_ in _keeper.descendants()]
-        assert sorted(found) == sorted(child.pid for child in children)
+        found = {number for number, *_ in _keeper.descendants()}
+        assert found - before == {child.pid for child in children}
     finally:
         for child in children:
             child.kill()
