@@ -371,6 +371,7 @@ _KINDS: dict[type[object], JournalKind] = {
     Orphaned: "orphaned",
     AttemptStarted: "attempt_started",
 }
+_ENDS: tuple[JournalKind, ...] = ("finished", "orphaned")
 
 
 def journal_entry(
@@ -381,7 +382,7 @@ def journal_entry(
     if kind is None or after is before:
         return None
     executor_id = None if isinstance(event, CancelRequested) else event.executor_id
-    detail = after.error if isinstance(event, Finished | Orphaned) else None
+    detail = after.error if kind in _ENDS else None
     return JournalEntry(event.at_ms, kind, after.attempt, after.status, executor_id, detail)
 
 

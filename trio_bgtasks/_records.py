@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from operator import attrgetter
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import attrs
@@ -157,7 +156,7 @@ def ref_to_json(ref: ResultRef) -> JsonObject:
     return shape
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)  # see `evolved`
 class TaskRecord:
     """The durable record of a task; only `apply` makes a new one from an old one.
 
@@ -278,17 +277,12 @@ class Notice:
     background: bool = True
 
 
-_FIELDS = tuple(field.name for field in attrs.fields(TaskRecord))
-_PLACES = {name: place for place, name in enumerate(_FIELDS)}
-_values = attrgetter(*_FIELDS)
-
-
 def evolved(record: TaskRecord, **changes: Any) -> TaskRecord:
-    """Return ``record`` with ``changes``: `attrs.evolve` at less than half of its cost (measured).
+    """Return ``record`` with ``changes``: `attrs.evolve` at a tenth of its cost (measured).
 
-    A record is made anew four times in the life of a task, which is the largest single cost.
+    A record is made anew four times in the life of a task. That is the largest single cost of a
+    task, and the reason why records keep their fields in a dict.
     """
-    values = list(_values(record))
-    for name, value in changes.items():
-        values[_PLACES[name]] = value
-    return TaskRecord(*values)
+    new = object.__new__(TaskRecord)
+    new.__dict__.update(record.__dict__, **changes)
+    return new

@@ -76,7 +76,7 @@ class Supervisor:
         """Raise `ManagerClosed` when nothing may be started for this owner."""
         if self.closing:
             raise ManagerClosed("the task manager is closed")
-        if self.closing_owners[owner_thread_id]:
+        if owner_thread_id in self.closing_owners:
             raise ManagerClosed(f"owner thread {owner_thread_id!r} is being closed")
 
     # ---- slots --------------------------------------------------------------------------------

@@ -17,7 +17,9 @@ from .._errors import InvalidValue, StoreClosed
 from .._json import NotJson, clone_json, copy_json, new_id
 from .._lifecycle import (
     NO_FACTS,
+    AttemptStarted,
     CancelRequested,
+    CheckpointSaved,
     Event,
     Facts,
     Finished,
@@ -32,7 +34,13 @@ from .._records import JournalEntry, Notice, OutputPage, TaskRecord, TaskStatus,
 from ._output import new_chunks, output_page
 from ._protocol import PAGE, ExecutorHandle, LeaseTerms, RecordPage, SweepReport
 
-_JSON = ("args", "metadata", "result", "checkpoint")
+# The JSON that a change brings into the record.
+_BRINGS: dict[type[object], tuple[str, ...]] = {
+    Registered: ("args", "metadata"),
+    AttemptStarted: ("args",),
+    CheckpointSaved: ("checkpoint",),
+    Finished: ("result",),
+}
 _ANY_SIZE = 1 << 62  # sizes are bounded where values are given
 
 
@@ -104,7 +112,7 @@ class MemoryTaskStore:
         before = self._records.get(task_id)
         after = apply(task_id, before, event, self._facts(task_id, event))
         if after is not before:
-            after = self._checked(before, after)
+            after = self._checked(event, after)
             self._save(before, event, after)
         return _private(after)
 
@@ -125,13 +133,13 @@ class MemoryTaskStore:
             parent_cancelled=parent is not None and parent.cancel_accepted,
         )
 
-    def _checked(self, before: TaskRecord | None, after: TaskRecord) -> TaskRecord:
+    def _checked(self, event: Event, after: TaskRecord) -> TaskRecord:
         """Return the record to be stored. What is new in it is copied: nobody can change it."""
-        changes: dict[str, Any] = {} if before is not None else {"seq": self._seq + 1}
+        changes: dict[str, Any] = {"seq": self._seq + 1} if not after.seq else {}
         try:
-            for name in _JSON:
+            for name in _BRINGS.get(type(event), ()):
                 value = getattr(after, name)
-                if value is not None and (before is None or value is not getattr(before, name)):
+                if value is not None:
                     changes[name] = copy_json(value, max_bytes=_ANY_SIZE)
         except NotJson as error:
             raise InvalidValue(f"task '{after.task_id}' cannot be stored: {error}") from None
