@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import attrs
 import trio
+import trio.testing
 
 from trio_bgtasks import (
     BackgroundExecution,
@@ -23,6 +24,7 @@ from trio_bgtasks import (
     Notice,
     OutputPage,
     StartRequest,
+    Stopped,
     Success,
     TaskRecord,
     TaskResult,
@@ -54,6 +56,12 @@ async def forever(_: BackgroundExecution, __: trio.CancelScope) -> TaskResult:
     """Never return."""
     await trio.sleep_forever()
     raise AssertionError
+
+
+async def stop(_: BackgroundExecution, __: trio.CancelScope) -> TaskResult:
+    """Stop at once, to be resumed."""
+    await trio.lowlevel.checkpoint()
+    return Stopped("enough")
 
 
 @attrs.define(eq=False)
@@ -94,6 +102,19 @@ async def opened(
     """Open a manager with some fields of its configuration."""
     async with open_task_manager(store, config=ManagerConfig(**config)) as manager:
         yield manager
+
+
+async def grow(manager: BackgroundTaskManager, *rows: str) -> dict[str, Gate]:
+    """Start ``name``, ``name<parent`` or ``owner:name<parent``; return their bodies."""
+    gates: dict[str, Gate] = {}
+    for row in rows:
+        rest, _, parent = row.partition("<")
+        owner, _, name = rest.rpartition(":")
+        gates[name] = Gate()
+        asked = request(owner or OWNER, task_id=name, parent_task_id=parent or None)
+        await manager.start(asked, gates[name])
+    await trio.testing.wait_all_tasks_blocked()
+    return gates
 
 
 # ---- stores --------------------------------------------------------------------------------------

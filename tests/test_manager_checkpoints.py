@@ -24,6 +24,7 @@ from tests.support import (
     forever,
     opened,
     request,
+    stop,
     stored,
 )
 from trio_bgtasks import (
@@ -31,7 +32,6 @@ from trio_bgtasks import (
     BackgroundTaskManager,
     MemoryTaskStore,
     Refused,
-    Stopped,
     Success,
     TaskResult,
     TaskStatus,
@@ -51,10 +51,6 @@ class World:
 
     async def set_up(self) -> None:
         manager = self.manager
-
-        async def stop(_: BackgroundExecution, __: trio.CancelScope) -> TaskResult:
-            return Stopped("enough")
-
         await manager.start(request(task_id="stopped", supports_resume=True), stop)
         await manager.start(request(task_id="done", idempotency_key="key"), done)
         for task_id in ("stopped", "done"):

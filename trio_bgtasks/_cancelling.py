@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 
+import trio
+
 from ._errors import Refused, TaskNotRunning, TaskStoreError
 from ._hints import Hints
 from ._lifecycle import CancelRequested
@@ -12,7 +14,7 @@ from ._records import TaskRecord, TaskSummary
 from ._requests import CancelledTree, ManagerConfig
 from ._slots import Slot
 from ._waits import StoreWaits
-from .stores import TaskStore
+from .stores import RecordPage, TaskStore
 
 log = logging.getLogger("trio_bgtasks.manager")
 
@@ -34,8 +36,11 @@ class Canceller:
         self._slots = slots
         self._hints = hints
 
-    async def cancel(self, record: TaskRecord) -> TaskSummary:
+    async def cancel(self, record: TaskRecord, within_s: float | None = None) -> TaskSummary:
         """Cancel one task; return how it stands.
+
+        ``within_s``: how long the store may take; None: ``write_grace_s`` for what runs here, else
+        as long as the caller waits.
 
         Raises:
             TaskNotRunning: it has ended.
@@ -43,7 +48,7 @@ class Canceller:
         """
         now = self._config.clock_ms()
         try:
-            after = await self._mark(record.task_id, CancelRequested(now))
+            after = await self._mark(record.task_id, CancelRequested(now), within_s)
         except Refused:
             raise
         except Exception as error:
@@ -61,11 +66,15 @@ class Canceller:
         self._hints.changed(slot.owner_thread_id, slot.task_id, wake=False)
         return slot.summary(after)
 
-    async def _mark(self, task_id: str, event: CancelRequested) -> TaskRecord:
-        if task_id not in self._slots:
-            return await self._store.apply(task_id, event)
-        # What runs here ends even if the store never answers.
-        with self._waits.bound(self._config.write_grace_s):
+    async def _mark(
+        self, task_id: str, event: CancelRequested, within_s: float | None
+    ) -> TaskRecord:
+        if within_s is None:
+            if task_id not in self._slots:
+                return await self._store.apply(task_id, event)
+            # What runs here ends even if the store never answers.
+            within_s = self._config.write_grace_s
+        with self._waits.bound(within_s):
             return await self._store.apply(task_id, event)
         raise TaskStoreError("the store did not answer in time")
 
@@ -87,7 +96,7 @@ class Canceller:
             TaskStoreError: a mark could not be stored, or children not be read; all that could be
                 cancelled was.
         """
-        tree = _Tree(self._store, self._slots, self.cancel, root)
+        tree = _Tree(self._store, self._config, self._waits, self._slots, self.cancel, root)
         while await tree.cancel_pass():
             pass
         return tree.result()
@@ -99,11 +108,15 @@ class _Tree:
     def __init__(
         self,
         store: TaskStore,
+        config: ManagerConfig,
+        waits: StoreWaits,
         slots: dict[str, Slot],
-        cancel: Callable[[TaskRecord], Awaitable[TaskSummary]],
+        cancel: Callable[[TaskRecord, float], Awaitable[TaskSummary]],
         root: TaskRecord,
     ) -> None:
         self._store = store
+        self._grace_s = config.write_grace_s
+        self._waits = waits
         self._slots = slots
         self._cancel_one = cancel
         self._root = root
@@ -112,6 +125,15 @@ class _Tree:
         self._refusal: Refused = TaskNotRunning(root.task_id, root.status)
         self._unmarked: Exception | None = None
         self._unread: Exception | None = None
+        self._answered()
+
+    def _answered(self) -> None:
+        # Since its last answer the store has one grace: what runs here ends even if none comes.
+        self._until = trio.current_time() + self._grace_s
+
+    @property
+    def _left_s(self) -> float:
+        return max(0.0, self._until - trio.current_time())
 
     async def cancel_pass(self) -> bool:
         """Walk the tree top down and cancel what is not cancelled yet; tell if there was any."""
@@ -147,13 +169,16 @@ class _Tree:
         if record.status.is_terminal or task_id in self._own or task_id in self._others:
             return
         try:
-            summary = await self._cancel_one(record)
+            summary = await self._cancel_one(record, self._left_s)
         except Refused as refusal:  # it ended just now
+            self._answered()
             if record is self._root:
                 self._refusal = refusal
         except Exception as error:  # noqa: BLE001 - the others are to be cancelled all the same
             self._unmarked = error
         else:
+            if summary.persistence_error is None:
+                self._answered()
             if record.owner_thread_id == self._root.owner_thread_id:
                 self._own[task_id] = summary
             else:
@@ -169,7 +194,7 @@ class _Tree:
         after: int | None = 0
         try:
             while after is not None:
-                page = await self._store.children(task_id, after=after)
+                page = await self._page(task_id, after)
                 for error in page.corrupt:
                     log.error("not cancelled: %s", error, extra={"task_id": error.task_id})
                 found.update((error.task_id, None) for error in page.corrupt)
@@ -179,3 +204,10 @@ class _Tree:
             log.warning("children of %s not read: %s", task_id, error, extra={"task_id": task_id})
             self._unread = error
         return found
+
+    async def _page(self, task_id: str, after: int) -> RecordPage:
+        with self._waits.bound(self._left_s):
+            page = await self._store.children(task_id, after=after)
+            self._answered()
+            return page
+        raise TaskStoreError("the store did not answer in time")

@@ -109,6 +109,6 @@ class Services:
             with trio.move_on_after(self._config.shutdown_grace_s or LAST_WRITE_S) as grace:
                 for slot in list(slots.values()):
                     await slot.freed.wait()
-            if grace.cancelled_caught:
+            if grace.cancelled_caught and slots:
                 log.warning("closing still waits for the bodies of: %s", ", ".join(sorted(slots)))
         self._supervisor.owners.release()
