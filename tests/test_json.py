@@ -178,6 +178,23 @@ def test_recursive_and_exploding_structures_are_refused_at_once() -> None:
     assert time.monotonic() - began < 10  # 2 ** 63 steps would not have ended at all
 
 
+class Array:
+    """Compares element by element, and has no truth."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> Any:
+        raise ValueError("which element?")
+
+
+def test_what_is_compared_strangely_is_refused_like_anything_else() -> None:
+    """A foreign value is looked at by its type alone: its own ``==`` is never called."""
+    for bad, path in ((Array(), "$"), ([Array()], "$[0]"), ({"a": Array()}, "$.a")):
+        with pytest.raises(NotJson) as caught:
+            copy_json(bad)
+        assert (caught.value.path, caught.value.kind) == (path, "Array")
+
+
 def test_json_value_and_json_object_name_the_field() -> None:
     """Python-level callers get TypeError or ValueError that name the field they passed."""
     assert json_value([1], "checkpoint") == [1]
@@ -208,9 +225,9 @@ def test_shorten_says_that_it_cut() -> None:
     assert shorten("ab", 1) == "…"
 
 
-@pytest.mark.parametrize("good", ["a", "bg_1", "thread é/1 \U0001f600", " x ", "a" * MAX_ID])
+@pytest.mark.parametrize("good", ["a", "bg_1", "thread é/1 \U0001f600", "x y", "a" * MAX_ID])
 def test_ids_that_are_taken(good: str) -> None:
-    """An id is any text of up to 200 characters without control characters."""
+    """An id is any text of up to 200 characters that has no control characters or outer blanks."""
     assert check_id(good, "task_id") == good
 
 
@@ -229,6 +246,9 @@ def test_an_id_of_a_string_subclass_becomes_plain() -> None:
         (b"a", TypeError, "must be a string, not bytes"),
         ("", ValueError, "cannot be empty"),
         (" \t\n", ValueError, "cannot be empty"),
+        (" x", ValueError, "begins or ends with a blank"),
+        ("x ", ValueError, "begins or ends with a blank"),
+        ("\u3000x", ValueError, "begins or ends with a blank"),
         ("a" * (MAX_ID + 1), ValueError, "is longer than 200 characters"),
         ("a\0", ValueError, "contains a control character"),
         ("a\x7f", ValueError, "contains a control character"),

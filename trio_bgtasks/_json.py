@@ -50,7 +50,8 @@ def copy_json(value: object, *, max_bytes: int = MAX_BYTES) -> JsonValue:
     """
     if value is None:
         return None
-    if value == {} and type(value) is dict:
+    kind = type(value)
+    if kind is dict and not value:
         return {}  # most arguments, metadata and results: not worth a walk
     try:
         return _Copier(max_bytes).copy(value, 0)
@@ -176,18 +177,23 @@ def shorten(text: str, limit: int) -> str:
 def check_id(value: object, field: str) -> str:
     """Return ``value`` if it may be an id: 1 to 200 characters, none of them a control character.
 
+    It neither begins nor ends with a blank: surfaces trim what they are asked for.
+
     Raises:
         TypeError: it is not a string.
-        ValueError: it is empty or blank, too long, or holds a control character.
+        ValueError: it is empty or blank, too long, or holds a control character or outer blanks.
     """
     if not isinstance(value, str):
         raise TypeError(f"{field} must be a string, not {type(value).__name__}")
-    if not value.strip():
+    stripped = value.strip()
+    if not stripped:
         raise ValueError(f"{field} cannot be empty")
     if len(value) > MAX_ID:
         raise ValueError(f"{field} is longer than {MAX_ID} characters")
     if not (value.isascii() and value.isprintable()) and _CONTROL.search(value):
         raise ValueError(f"{field} contains a control character")
+    if len(stripped) != len(value):
+        raise ValueError(f"{field} begins or ends with a blank")
     return str.__str__(value)
 
 
