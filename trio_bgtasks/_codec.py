@@ -138,6 +138,11 @@ def _structure_ref(shape: Any, _: type) -> ResultRef:
     return ExternalRef(**parts) if kind == "external" else ThreadMessageRef(**parts)
 
 
+@_converter.register_structure_hook
+def _structure_progress(shape: Any, _: type) -> Progress:
+    return Progress(**shape)  # numbers as they are: cattrs would make floats of integers
+
+
 def _is_json(annotation: Any) -> bool:
     return annotation is JsonObject or get_origin(annotation) is dict
 

@@ -110,6 +110,18 @@ def test_a_summary_is_read_as_it_was_written(summary: TaskSummary) -> None:
     assert type(read.status) is TaskStatus
 
 
+@pytest.mark.parametrize("done", [3, (1 << 53) + 1, 3.0, 0.5])
+def test_progress_keeps_its_kind_of_number(done: float) -> None:
+    """An integer stays one, with every digit: what a model sees does not depend on the store."""
+    progress = Progress(done, done)
+    summary = TaskSummary("t", "work", "", TaskStatus.RUNNING, 1, progress=progress)
+    read = summary_from_json("t", parse_json(dump_json(summary.to_json())))
+    assert repr(read.progress) == repr(progress)
+    record = TaskRecord("t", "a", "w", "", TaskStatus.STOPPED, 1, 1, 1, progress=progress)
+    shape: Any = parse_json(dump_json(record_to_json(record)))
+    assert repr(record_from_json("t", shape).progress) == repr(progress)
+
+
 GOOD = TaskRecord("t", "ann", "shell", "d", TaskStatus.RUNNING, 1, 2, 3, executor_id="e", seq=1)
 
 
