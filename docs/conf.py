@@ -26,7 +26,6 @@ release = version = installed_version("trio-bgtasks")
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.doctest",
     "sphinx.ext.napoleon",
 ]
 myst_enable_extensions = ["colon_fence", "deflist"]
@@ -38,7 +37,6 @@ html_title = project
 default_role = "py:obj"  # `single backticks` of a docstring become a link where there is one
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
-autodoc_preserve_defaults = True
 
 nitpicky = True
 nitpick_ignore_regex = [
@@ -46,10 +44,6 @@ nitpick_ignore_regex = [
     ("py:.*", r".*\.\w+T"),  # type variables
     ("py:.*", r"(?!trio_bgtasks\b).*"),  # other projects: a build must not need the network
 ]
-
-# ``{testcode}`` blocks of a page are one program, in their order.
-doctest_global_setup = "import trio"
-doctest_test_doctest_blocks = ""
 
 
 def resolve_public_name(
