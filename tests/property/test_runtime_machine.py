@@ -664,11 +664,12 @@ class ResumesTwice(MemoryTaskStore):
     async def apply(self, task_id: str, event: Event) -> TaskRecord:
         try:
             return await super().apply(task_id, event)
-        except TaskNotStopped:
-            record = await self.load(task_id)
-            if record is None or record.status != "running":
-                raise
-            return record
+        except TaskNotStopped as error:
+            refusal = error
+        record = await self.load(task_id)
+        if record is None or record.status != "running":
+            raise refusal
+        return record
 
 
 class BuriesTheLiving(MemoryTaskStore):
