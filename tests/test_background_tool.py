@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import functools
+import math
 from typing import Annotated, Any, Literal
 
 import attrs
 import msgspec
 import pytest
 
-from tests.scripted import CTX, OWNER, ended
+from tests.scripted import CTX, OWNER, ended, without_id
 from trio_bgtasks import (
     BackgroundCapable,
     BackgroundExecution,
@@ -38,6 +39,11 @@ class Colour(enum.Enum):
 class Point:
     x: int
     y: int = 0
+
+
+@attrs.frozen
+class Endless:
+    x: float = math.inf
 
 
 class Sentinel:
@@ -204,6 +210,21 @@ async def takes_id(task_id: str) -> None:
     del task_id
 
 
+async def mangled(__n: int) -> None:  # noqa: PYI063 - which is the point
+    """Refused."""
+    del __n
+
+
+async def infinite(n: int, odd: Endless) -> None:
+    """Refused."""
+    del n, odd
+
+
+async def foreign(odd: Annotated[str, msgspec.Meta(pattern=r"^\d+\Z")]) -> None:
+    """Refused."""
+    del odd
+
+
 async def generator(n: int) -> Any:
     """Refused."""
     yield n
@@ -225,6 +246,9 @@ NO_TOOLS: list[tuple[Any, str]] = [
     (two, "two: one parameter may be the BackgroundExecution"),
     (misspelt, "misspelt: an annotation cannot be resolved: module 'datetime' has no attr"),
     (unresolved, "unresolved: an annotation cannot be resolved: name 'Missing' is not defin"),
+    (mangled, "mangled: the name of parameter '__n' begins with two underscores; rename it"),
+    (infinite, "infinite: the type of parameter 'odd' has no JSON schema: Out of range float"),
+    (foreign, r"foreign: the type of parameter 'odd' has no JSON schema: .* is not a \"regex\""),
     (takes_id, "takes_id: with supports_resume the parameter 'task_id' carries the id of th"),
 ]
 
@@ -283,7 +307,8 @@ async def test_it_runs_in_both_ways(manager: BackgroundTaskManager) -> None:
     args: dict[str, Any] = {**GOOD, "tries": 1, "colour": "blue", "mode": "slow", "tags": []}
     changed = {"tries": 1, "colour": "blue", "mode": "slow", "tags": ["seen"]}
     wrapped.validate_args(args)
-    assert await wrapped.execute(args, CTX) == ToolResult.success("fetch", ANSWER | changed)
+    result = await wrapped.execute(args, CTX)
+    assert without_id(result) == ToolResult.success("fetch", ANSWER | changed)
     for _ in range(2):  # defaults are not shared between calls
         result = await wrapped.execute({**GOOD, "run_in_background": True}, CTX)
         record = await ended(manager, result.data["task_id"], TaskStatus.COMPLETED)
@@ -356,7 +381,70 @@ async def test_what_it_returns_is_the_result(
         return value
 
     result = await BackgroundCapable(give, manager).execute({}, CTX)
-    assert result == ToolResult.success("give", stored)
+    assert without_id(result) == ToolResult.success("give", stored)
+
+
+@pytest.mark.parametrize("background", [True, False])
+async def test_keys_that_are_no_strings_are_converted(
+    background: bool,  # noqa: FBT001
+    manager: BackgroundTaskManager,
+) -> None:
+    """JSON has string keys only: those of a typed dict become what its type says."""
+
+    @background_tool
+    async def total(
+        prices: dict[int, int], days: dict[dt.date, int], colours: dict[Colour, int]
+    ) -> Any:
+        assert list(days) == [dt.date(2026, 8, 1)]
+        assert list(colours) == [Colour.RED]
+        return sum(key * value for key, value in prices.items())
+
+    wrapped = BackgroundCapable(total, manager)
+    args = {"prices": {"2": 3, "10": 1}, "days": {"2026-08-01": 1}, "colours": {"red": 1}}
+    wrapped.validate_args(args)
+    await wrapped.execute({**args, "run_in_background": background}, CTX)
+    (task,) = await manager.list_tasks(OWNER)
+    assert (await ended(manager, task.task_id, TaskStatus.COMPLETED)).result == 16
+    with pytest.raises(InvalidArguments, match="prices"):
+        wrapped.validate_args({**args, "prices": {"two": 3}})
+
+
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize(
+    ("result", "status", "error", "stored"),
+    [
+        (ToolResult.success("x", Point(1)), "completed", None, {"x": 1, "y": 0}),
+        (ToolResult.warning("x", [1], "but"), "completed", None, [1]),
+        (ToolResult.pending("x", "asks"), "stopped", "asks", None),
+        (
+            ToolResult.error("x", "no", "gone"),
+            "failed",
+            "[gone] no",
+            {"error": {"code": "gone", "message": "no"}},
+        ),
+    ],
+)
+async def test_a_tool_result_ends_the_task_as_it_says(
+    result: ToolResult,
+    status: str,
+    error: str | None,
+    stored: Any,
+    background: bool,  # noqa: FBT001
+    manager: BackgroundTaskManager,
+) -> None:
+    """A function that answers an error did not complete, wherever it runs."""
+
+    @background_tool
+    async def give() -> ToolResult:
+        return result
+
+    answer = await BackgroundCapable(give, manager).execute({"run_in_background": background}, CTX)
+    (task,) = await manager.list_tasks(OWNER)
+    record = await ended(manager, task.task_id, TaskStatus(status))
+    assert (record.error, record.result) == (error, stored)
+    if not background:
+        assert (answer.is_error, answer.is_pending) == (result.is_error, result.is_pending)
+        assert answer.data == stored
 
 
 @pytest.mark.parametrize(
@@ -434,6 +522,7 @@ async def test_it_resumes_from_its_checkpoint(manager: BackgroundTaskManager) ->
     task_id = started.data["task_id"]
     await ended(manager, task_id, TaskStatus.STOPPED)
     wrapped.validate_args({"task_id": task_id})
-    assert await wrapped.execute({"task_id": task_id}, CTX) == ToolResult.success("count", 2)
+    result = await wrapped.execute({"task_id": task_id}, CTX)
+    assert without_id(result) == ToolResult.success("count", 2)
     with pytest.raises(InvalidArguments, match="to"):
         await wrapped.execute({"to": "2"}, CTX)

@@ -189,13 +189,13 @@ class ForegroundRun:
                 execution.task_id, self._args, self._prepared, execution, scope
             )
             result = _result_of(tool, execution.task_id, own)
-            seen = own if isinstance(own, Cancelled) else _outcome_of(tool, result)
+            seen = own if isinstance(own, Cancelled) else outcome_of_result(tool, result)
             self._outcome = own if own.status is seen.status else seen
         else:
             result = await tool.execute_foreground(
                 self._args, self._ctx, execution, is_resume=execution.is_resume
             )
-            self._outcome = _outcome_of(tool, result)
+            self._outcome = outcome_of_result(tool, result)
         self._result = result
         return self._outcome
 
@@ -224,8 +224,8 @@ def _result_of(tool: BackgroundExecutable[Any], task_id: str, outcome: object) -
             raise InternalError(f"the tool returned {kind} instead of a TaskResult")
 
 
-def _outcome_of(tool: BackgroundExecutable[Any], result: object) -> TaskResult:
-    """Return how a foreground result ends its task, as the tool sees it."""
+def outcome_of_result(tool: BackgroundExecutable[Any], result: object) -> TaskResult:
+    """Return how a result ends its task, as the tool sees it."""
     if not isinstance(result, ToolResult):
         kind = type(result).__name__
         raise InternalError(f"the tool returned {kind} instead of a ToolResult")

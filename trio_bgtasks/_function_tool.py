@@ -9,14 +9,21 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import Any, TypeAlias, cast, get_type_hints, overload
 
+import attrs
 import msgspec
 import trio
 
-from ._executable import TASK_ID_PARAM, Args, BackgroundExecutable
+from ._executable import TASK_ID_PARAM, Args, BackgroundExecutable, outcome_of_result
 from ._execution import BackgroundExecution
 from ._json import JsonObject, NotJson, check_id, clone_json, copy_json
 from ._records import Cancelled, Failed, Stopped, Success, TaskResult
-from ._tool import InvalidArguments, ToolCallContext, ToolDescriptor
+from ._tool import (
+    InvalidArguments,
+    ToolCallContext,
+    ToolDescriptor,
+    ToolResult,
+    schema_validator,
+)
 
 _Function: TypeAlias = Callable[..., Awaitable[Any]]
 
@@ -43,7 +50,8 @@ def background_tool(
     ``Annotated[..., msgspec.Meta(description=..., ge=0)]`` describes and constrains. Arguments are
     checked by the schema, then converted strictly. A parameter annotated `BackgroundExecution` gets
     the running attempt and is not in the schema. What the function returns is the result; a
-    `TaskResult` is the outcome as it is.
+    `TaskResult` is the outcome as it is, a `ToolResult` ends the task as its status says: an error
+    fails it, a pending one stops it.
 
     Args:
         fn: The function.
@@ -115,7 +123,7 @@ class _FunctionTool(BackgroundExecutable[msgspec.Struct]):
 
     def _convert(self, args: Args) -> msgspec.Struct:
         try:
-            return msgspec.convert(args, self._arguments)
+            return msgspec.convert(args, self._arguments, str_keys=True)
         except msgspec.ValidationError as error:
             raise InvalidArguments(str(error)) from None
 
@@ -135,6 +143,8 @@ class _FunctionTool(BackgroundExecutable[msgspec.Struct]):
         value = await self.__wrapped__(**arguments)
         if isinstance(value, Success | Failed | Cancelled | Stopped):
             return value
+        if isinstance(value, ToolResult):
+            return outcome_of_result(self, attrs.evolve(value, data=_as_json(value.data)))
         return Success(_as_json(value))
 
 
@@ -162,6 +172,11 @@ def _typed_parameters(name: str, fn: _Function) -> list[inspect.Parameter]:
                 f"{name}: parameter '{parameter}' is {parameter.kind.description}; the arguments "
                 "of a tool have names"
             )
+        if parameter.name.startswith("__"):
+            raise TypeError(
+                f"{name}: the name of parameter {parameter.name!r} begins with two underscores; "
+                "rename it"
+            )
         if parameter.name not in hints:
             raise TypeError(f"{name}: parameter {parameter.name!r} needs a type annotation")
         parameters.append(parameter.replace(annotation=hints[parameter.name]))
@@ -176,8 +191,8 @@ def _arguments_of(
     defaults: JsonObject = {}
     for parameter in parameters:
         try:
-            msgspec.json.schema(parameter.annotation)
-        except TypeError as error:
+            schema_validator(msgspec.json.schema(parameter.annotation))
+        except (TypeError, ValueError) as error:
             why = str(error).splitlines()[-1]
             raise TypeError(
                 f"{name}: the type of parameter {parameter.name!r} has no JSON schema: {why}"

@@ -238,11 +238,9 @@ class Tool(ABC):
         except NotJson as error:
             raise InvalidArguments(str(error)) from None
         try:
-            schema = json.dumps(self.descriptor().parameters, allow_nan=False)
-            validator = _validator(schema)
-        except (TypeError, ValueError, RecursionError) as error:
-            text = getattr(error, "message", None) or str(error)
-            raise InternalError(f"invalid tool schema: {text}") from None
+            validator = schema_validator(self.descriptor().parameters)
+        except ValueError as error:
+            raise InternalError(f"invalid tool schema: {error}") from None
         violations = [
             shorten(f"{_path(error.instance_path)}: {error.message}", _MAX_VIOLATION)
             for error in validator.iter_errors(plain)
@@ -255,6 +253,14 @@ class Tool(ABC):
     @abstractmethod
     async def execute(self, args: Any, ctx: ToolCallContext) -> ToolResult:
         """Do it. Raises a `ToolError` when there is no result to answer with."""
+
+
+def schema_validator(parameters: JsonObject) -> jsonschema_rs.Validator:
+    """Return the compiled validator of a tool's parameters; ValueError: they are no JSON Schema."""
+    try:
+        return _validator(json.dumps(parameters, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(getattr(error, "message", None) or str(error)) from None
 
 
 @lru_cache(maxsize=256)
