@@ -151,6 +151,13 @@ async def ended(  # noqa: ASYNC128 - our TaskStatus is not Trio's
     return record
 
 
+def without_id(result: ToolResult) -> ToolResult:
+    """Return a foreground answer without the task id that the wrapper put into its metadata."""
+    rest = dict(result.metadata)
+    assert str(rest.pop("task_id")).startswith("bg_")
+    return attrs.evolve(result, metadata=rest)
+
+
 async def records(manager: BackgroundTaskManager) -> list[TaskRecord]:
     """Return every record of every owner."""
     tasks = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -17,6 +18,7 @@ from tests.scripted import (
     ended,
     forever,
     records,
+    without_id,
 )
 from tests.support import StallingStore
 from trio_bgtasks import (
@@ -70,11 +72,13 @@ async def the_task(manager: BackgroundTaskManager) -> TaskRecord:
 async def test_the_tools_own_result_is_the_answer_and_is_stored(
     answer: ToolResult, status: str, error: str | None, manager: BackgroundTaskManager
 ) -> None:
-    """C29, C36: the caller gets the very result; its data is the result, its kind the end."""
+    """C29, C36: the caller gets the tool's result and the task's id; its kind is the end."""
     tool = WithExecute(answer=answer)
     wrapped = BackgroundCapable(tool, manager)
-    assert await wrapped.execute(ARGS, CTX) is answer
+    result = await wrapped.execute(ARGS, CTX)
     record = await the_task(manager)
+    assert result == attrs.evolve(answer, metadata={"task_id": record.task_id})
+    assert answer.metadata == {}
     assert (record.status, record.error, record.background) == (status, error, False)
     assert record.result == (None if status == "stopped" else answer.data)
     assert record.args == {"message": "hi"}
@@ -107,8 +111,9 @@ async def test_the_tool_may_say_how_its_result_ends_the_task(  # noqa: ASYNC128 
             return status, error
 
     answer = ToolResult.success("x", {"a": 1}, "said")
-    assert await BackgroundCapable(Says(answer=answer), manager).execute(ARGS, CTX) is answer
+    result = await BackgroundCapable(Says(answer=answer), manager).execute(ARGS, CTX)
     record = await the_task(manager)
+    assert result == attrs.evolve(answer, metadata={"task_id": record.task_id})
     assert (record.status, record.error, record.result) == expected
 
 
@@ -185,7 +190,7 @@ async def test_an_override_may_fall_back_on_the_default(
 ) -> None:
     """``super().execute_foreground`` runs the tool's execute, or prepares and runs its body."""
     result = await BackgroundCapable(tool, manager).execute(ARGS, CTX)
-    assert result == ToolResult.success("Adds", data)
+    assert without_id(result) == ToolResult.success("Adds", data)
 
 
 async def test_a_rejection_within_a_run_is_its_answer(manager: BackgroundTaskManager) -> None:
@@ -197,6 +202,18 @@ async def test_a_rejection_within_a_run_is_its_answer(manager: BackgroundTaskMan
 
     assert await BackgroundCapable(WithExecute(answer=reject), manager).execute(ARGS, CTX) is answer
     assert (await the_task(manager)).error == "Rejected: not now"
+
+
+async def test_the_log_of_a_run_can_be_found(manager: BackgroundTaskManager) -> None:
+    """A foreground answer carries the task's id in its metadata, so that its output can be read."""
+
+    async def body(_: dict[str, Any], execution: BackgroundExecution) -> TaskResult:
+        await execution.write_output("working")
+        return Success(1)
+
+    result = await BackgroundCapable(Scripted(body), manager).execute(ARGS, CTX)
+    page = await manager.output(OWNER, str(result.metadata["task_id"]))
+    assert page.text == "working"
 
 
 # ---- what a tool does wrong ----------------------------------------------------------------------
@@ -305,7 +322,8 @@ async def test_a_cancelled_run_answers_with_its_status(manager: BackgroundTaskMa
         await manager.cancel(OWNER, task.task_id)
     data = {"task_id": task.task_id, "agent_id": "a", "status": "cancelled", "error": None}
     text = f"Task '{task.task_id}' ended as cancelled"
-    assert answers == [ToolResult("Scripted", ToolStatus.ERROR, data, text)]
+    expected = ToolResult("Scripted", ToolStatus.ERROR, data, text)
+    assert [without_id(answer) for answer in answers] == [expected]
 
 
 async def test_a_run_that_finished_in_spite_of_a_cancel_is_cancelled(
@@ -352,7 +370,7 @@ async def test_work_that_was_done_in_spite_of_the_runtime_is_answered(
     async with open_task_manager(config=ManagerConfig(attempt_deadline_s=5)) as manager:
         result = await BackgroundCapable(Scripted(body), manager).execute(ARGS, CTX)
         assert (await the_task(manager)).status is TaskStatus.COMPLETED
-    assert result == ToolResult.success("Scripted", "done")
+    assert without_id(result) == ToolResult.success("Scripted", "done")
 
 
 async def test_a_lost_lease_answers_an_error(
@@ -408,7 +426,8 @@ async def test_a_run_without_a_thread_has_a_private_owner(manager: BackgroundTas
     wrapped = BackgroundCapable(Scripted(body), manager)
     for thread_id in (None, " ", None):
         context = ToolCallContext(source="tool:echo", thread_id=thread_id)
-        assert (await wrapped.execute(ARGS, context)).data == 1
+        result = await wrapped.execute(ARGS, context)
+        assert (result.data, result.metadata) == (1, {})  # no id: nobody could ask for it
     assert all(owner.startswith("anonymous:") for owner in owners)
     assert len(set(owners)) == 3
 
@@ -434,7 +453,7 @@ async def test_a_result_that_is_not_stored_yet_is_answered_with_a_warning(
     result = await BackgroundCapable(WithExecute(answer=fail), manager).execute(ARGS, CTX)
     assert (result.status, result.data) == (answer.status, answer.data)
     warning = str(result.metadata.pop("persistence_warning"))
-    assert result.metadata == {"mine": True}
+    assert without_id(result).metadata == {"mine": True}
     assert "ended as completed, which is not stored yet" in warning
     assert str(error) in warning
     assert answer.metadata == {"mine": True}

@@ -43,6 +43,7 @@ from ._tool import (
 log = logging.getLogger("trio_bgtasks.tools")
 
 RUN_IN_BACKGROUND_PARAM = "run_in_background"
+"""The parameter that `BackgroundCapable` adds to a tool."""
 
 _RUN_IN_BACKGROUND: JsonObject = {
     "type": "boolean",
@@ -86,9 +87,10 @@ class BackgroundCapable(Tool):
 
     In the background a call answers with a task id as soon as its start is stored. In the
     foreground it answers with the tool's own result, and is a supervised, listed and cancellable
-    task all the same. A call with the id of an existing task answers how that stands, or resumes it
-    if it is stopped and tool and record support that: with the arguments of the last attempt, over
-    them those of the call.
+    task all the same; if the call has a thread, the task's id is in the result's metadata as
+    ``task_id``. A call with the id of an existing task answers how that stands, or resumes it if it
+    is stopped and tool and record support that: with the arguments of the last attempt, over them
+    those of the call.
 
     Raises:
         TypeError: ``inner`` is no `BackgroundExecutable`, or ``manager`` no manager.
@@ -224,7 +226,8 @@ class BackgroundCapable(Tool):
         if record.background and record.status is TaskStatus.RUNNING:
             return self._started(record.task_id)
         if not record.background and record.status is TaskStatus.COMPLETED:
-            return ToolResult.success(self._name, record.result)
+            answer = ToolResult.success(self._name, record.result)
+            return attrs.evolve(answer, metadata={"task_id": record.task_id})
         return self._status(record)
 
     async def _look_up(self, owner: str, task_id: str) -> TaskRecord:
@@ -314,10 +317,13 @@ class BackgroundCapable(Tool):
                 raise  # the tool's own
             return await self._not_started(call, attempt, error)
         result = run.answer(outcome) or self._ended(attempt, outcome)
+        notes: JsonObject = {}
+        if call.ctx.thread_id is not None:
+            notes["task_id"] = attempt.task_id  # its output can be asked for
         unsaved = self._manager.persistence_error(call.owner, attempt.task_id)
-        if unsaved is None:
-            return result
-        return attrs.evolve(result, metadata={**result.metadata, "persistence_warning": unsaved})
+        if unsaved is not None:
+            notes["persistence_warning"] = unsaved
+        return attrs.evolve(result, metadata={**result.metadata, **notes})
 
     async def _not_started(self, call: _Call, attempt: _Attempt, error: TaskError) -> ToolResult:
         """Answer for an attempt that the manager did not start."""
