@@ -37,7 +37,10 @@ class BackgroundExecutable(Tool, Generic[PreparedT]):
     """
 
     task_type: str
+    """What its tasks are called in records; a resume must come from a tool of the same type."""
+
     supports_resume: bool = False
+    """May a stopped task be resumed? Stored with each task; asked again at a resume."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

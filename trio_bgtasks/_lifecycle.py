@@ -160,6 +160,7 @@ AttemptWrite: TypeAlias = CheckpointSaved | ProgressReported | OutputAppended
 Event: TypeAlias = (
     Registered | Finished | CancelRequested | AttemptWrite | Orphaned | AttemptStarted
 )
+"""What may happen to a task: all that ever changes a record."""
 
 
 @attrs.frozen

@@ -77,6 +77,7 @@ class Stopped:
 
 
 TaskResult: TypeAlias = Success | Failed | Cancelled | Stopped
+"""How an attempt ended: what a body returns, and what is recorded."""
 
 
 @attrs.frozen
