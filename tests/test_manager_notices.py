@@ -24,7 +24,13 @@ from tests.support import (
     stop,
     stored,
 )
-from trio_bgtasks import BackgroundTaskManager, MemoryTaskStore, TaskStoreError, open_task_manager
+from trio_bgtasks import (
+    BackgroundTaskManager,
+    MemoryTaskStore,
+    Notice,
+    TaskStoreError,
+    open_task_manager,
+)
 
 # ---- announcing ----------------------------------------------------------------------------------
 
@@ -156,6 +162,41 @@ async def test_foreground_notices_can_be_passed_over(
         async with manager.notices(OWNER, background_only=True) as summaries:
             assert [summary.task_id for summary in summaries] == ["b"]
         assert await ids(manager) == [f"f{n}" for n in range(100)]
+
+
+async def test_foreground_notices_that_are_passed_over_are_not_read(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """However many stay for the host, a reader of background ones asks the store once for few."""
+
+    class Counting(StoreWrapper):
+        async def notices(self, owner_thread_id: str, **options: Any) -> list[Notice]:
+            found = await super().notices(owner_thread_id, **options)
+            read.append(len(found))
+            return found
+
+    read: list[int] = []
+    async with open_task_manager(Counting()) as manager:
+        for n in range(120):
+            with trio.move_on_after(1):
+                await manager.run(request(task_id=f"f{n}"), forever)
+        for n in range(3):
+            await ended(manager, await manager.start(request(task_id=f"b{n}"), done))
+        async with manager.notices(OWNER, background_only=True, limit=2) as summaries:
+            assert [summary.task_id for summary in summaries] == ["b0", "b1"]
+            # Meanwhile these two are nobody else's.
+            async with manager.notices(OWNER, background_only=True, limit=2) as others:
+                assert [summary.task_id for summary in others] == ["b2"]
+    assert read == [2, 3]
+
+
+@pytest.mark.parametrize("limit", [0, True, "1"])
+async def test_a_bad_limit_is_refused(limit: Any) -> None:
+    """At least one notice can be asked for at once."""
+    async with open_task_manager() as manager:
+        with pytest.raises((TypeError, ValueError), match=r"^limit must be"):
+            async with manager.notices(OWNER, limit=limit):
+                pass
 
 
 # ---- collecting ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from ._requests import ManagerConfig
 from ._waits import StoreWaits
 from .stores import TaskStore
 
-_AT_ONCE = 100
+AT_ONCE = 100
 
 
 class Announcer:
@@ -30,11 +30,13 @@ class Announcer:
 
     @asynccontextmanager
     async def notices(
-        self, owner_thread_id: str, *, background_only: bool
+        self, owner_thread_id: str, *, limit: int, background_only: bool
     ) -> AsyncGenerator[list[TaskSummary], None]:
         """Give the oldest notices that no other block holds; acknowledge them if it succeeds."""
         async with self._lock:
-            mine = await self._oldest(owner_thread_id, background_only=background_only)
+            mine = await self._oldest(
+                owner_thread_id, min(limit, AT_ONCE), background_only=background_only
+            )
             ids = {notice.notice_id for notice in mine}
             self._handed_out |= ids
         try:
@@ -44,19 +46,16 @@ class Announcer:
         finally:
             self._handed_out -= ids
 
-    async def _oldest(self, owner_thread_id: str, *, background_only: bool) -> list[Notice]:
-        limit = _AT_ONCE + len(self._handed_out)
-        while True:
-            found = await self._store.notices(owner_thread_id, limit=limit)
-            mine = [
-                notice
-                for notice in found
-                if notice.notice_id not in self._handed_out
-                and (notice.background or not background_only)
-            ]
-            if len(mine) >= _AT_ONCE or len(found) < limit:
-                return mine[:_AT_ONCE]
-            limit *= 2  # what is passed over must not hide the rest
+    async def _oldest(
+        self, owner_thread_id: str, limit: int, *, background_only: bool
+    ) -> list[Notice]:
+        # What is handed out must not hide the rest.
+        found = await self._store.notices(
+            owner_thread_id,
+            limit=limit + len(self._handed_out),
+            background_only=background_only,
+        )
+        return [n for n in found if n.notice_id not in self._handed_out][:limit]
 
     async def _acknowledge(self, owner_thread_id: str, ids: set[int]) -> None:
         with self._waits.bound(self._config.write_grace_s, shield=True):

@@ -10,7 +10,7 @@ from typing import final
 
 import trio
 
-from ._announcing import Announcer
+from ._announcing import AT_ONCE, Announcer
 from ._cancelling import Canceller
 from ._errors import IdempotencyKeyUsed, ManagerClosed, UnknownTask
 from ._execution import ambient
@@ -314,17 +314,16 @@ class BackgroundTaskManager:
         if task_type is not None:
             check_id(task_type, "task_type")
         await trio.lowlevel.checkpoint()
-        if await self._settle_owner(owner_thread_id):
-            log.info("orphans of owner %s were settled", owner_thread_id)
+        await self._settle_owner(owner_thread_id)
         records = await self._list(owner_thread_id, status, task_type)
         return [self._summary(r) for r in records if r.background or not background_only]
 
-    async def _settle_owner(self, owner_thread_id: str) -> bool:
-        """Look after every foreign executor that runs tasks of this owner; True if one was dead."""
+    async def _settle_owner(self, owner_thread_id: str) -> None:
+        """Look after every foreign executor that runs tasks of this owner."""
         running = await self._list(owner_thread_id, TaskStatus.RUNNING, None)
         foreign = {record.executor_id: record for record in running}
-        settled = [await self._liveness.settle(record) for record in foreign.values()]
-        return any(settled)
+        for record in foreign.values():
+            await self._liveness.settle(record)
 
     async def _list(
         self, owner_thread_id: str, status: TaskStatus | None, task_type: str | None
@@ -416,20 +415,24 @@ class BackgroundTaskManager:
 
     @asynccontextmanager
     async def notices(
-        self, owner_thread_id: str, *, background_only: bool = False
+        self, owner_thread_id: str, *, background_only: bool = False, limit: int = AT_ONCE
     ) -> AsyncGenerator[list[TaskSummary], None]:
         """Give the announcements of ended attempts, each as its attempt ended, oldest first.
 
         They are acknowledged, for ever, when the block succeeds; if it raises, they come again. At
-        most 100 at a time. What one block holds no other block of this manager is given.
+        most ``limit`` at a time, and never more than 100. What one block holds no other block of
+        this manager is given.
         ``background_only`` passes over foreground attempts, whose notices stay.
 
         Raises:
             TaskStoreError: they could not be read, or not acknowledged: then they come again.
         """
         check_id(owner_thread_id, "owner_thread_id")
+        check_int(limit, "limit", least=1)
         await trio.lowlevel.checkpoint()
-        found = self._announcer.notices(owner_thread_id, background_only=background_only)
+        found = self._announcer.notices(
+            owner_thread_id, limit=limit, background_only=background_only
+        )
         async with found as summaries:
             yield summaries
 

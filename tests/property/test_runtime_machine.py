@@ -703,8 +703,10 @@ class AnnouncesTwice(MemoryTaskStore):
 class AcknowledgesAll(MemoryTaskStore):
     """Deletes also what was not handed out, or was not taken."""
 
-    async def notices(self, owner_thread_id: str, *, limit: int = 200) -> list[Notice]:
-        found = await super().notices(owner_thread_id, limit=limit)
+    async def notices(
+        self, owner_thread_id: str, *, limit: int = 200, background_only: bool = False
+    ) -> list[Notice]:
+        found = await super().notices(owner_thread_id, limit=limit, background_only=background_only)
         await self.acknowledge(owner_thread_id, [notice.notice_id for notice in found])
         return found
 

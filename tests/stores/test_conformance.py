@@ -518,6 +518,7 @@ async def test_every_ended_attempt_is_announced_until_acknowledged(
     assert ended is not None
     assert seen[1].summary == ended.summary()
     assert await store.notices("ann", limit=2) == seen[:2]
+    assert await store.notices("ann", background_only=True) == seen[:2]
     await store.acknowledge("bob", [n.notice_id for n in seen])
     assert await store.notices("ann") == seen
     await store.acknowledge("ann", [seen[1].notice_id, seen[1].notice_id, 10**6])
@@ -526,6 +527,17 @@ async def test_every_ended_attempt_is_announced_until_acknowledged(
     await store.acknowledge("ann", [n.notice_id for n in seen])
     assert await store.notices("ann") == []
     assert len(await store.notices("bob")) == 1
+
+
+async def test_notices_of_foreground_attempts_hide_no_other(store: TaskStore, hand: Hand) -> None:
+    """``limit`` counts what was asked for, not what was passed over."""
+    for n in range(3):
+        await hand.start(f"f{n}", background=False)
+        await hand.end(f"f{n}")
+        await hand.start(f"b{n}")
+        await hand.end(f"b{n}")
+    seen = await store.notices("ann", background_only=True, limit=2)
+    assert [n.summary.task_id for n in seen] == ["b0", "b1"]
 
 
 async def test_notices_survive_collection_and_never_reuse_a_number(

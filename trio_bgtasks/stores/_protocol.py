@@ -137,8 +137,13 @@ class TaskStore(Protocol):
         """
         ...
 
-    async def notices(self, owner_thread_id: str, *, limit: int = PAGE) -> list[Notice]:
-        """Return the oldest unacknowledged notices of the owner."""
+    async def notices(
+        self, owner_thread_id: str, *, limit: int = PAGE, background_only: bool = False
+    ) -> list[Notice]:
+        """Return the owner's oldest unacknowledged notices.
+
+        ``background_only`` passes over those of foreground attempts; they do not count.
+        """
         ...
 
     async def acknowledge(self, owner_thread_id: str, notice_ids: Sequence[int]) -> None:

@@ -248,13 +248,17 @@ class MemoryTaskStore:
 
     # ---- notices ------------------------------------------------------------------------------
 
-    async def notices(self, owner_thread_id: str, *, limit: int = PAGE) -> list[Notice]:
+    async def notices(
+        self, owner_thread_id: str, *, limit: int = PAGE, background_only: bool = False
+    ) -> list[Notice]:
         """See `TaskStore.notices`."""
         waiting = self._notices.get(owner_thread_id, {})
-        return [
+        found = (
             Notice(notice_id, record.summary(), record.background)
-            for notice_id, record in islice(waiting.items(), limit)
-        ]
+            for notice_id, record in waiting.items()
+            if record.background or not background_only
+        )
+        return list(islice(found, limit))
 
     async def acknowledge(self, owner_thread_id: str, notice_ids: Sequence[int]) -> None:
         """See `TaskStore.acknowledge`."""

@@ -110,13 +110,16 @@ def owners(connection: sqlite3.Connection, after: str, limit: int) -> list[str]:
     return [owner for (owner,) in rows]
 
 
-def notices(connection: sqlite3.Connection, owner_thread_id: str, limit: int) -> list[Notice]:
+def notices(
+    connection: sqlite3.Connection, owner_thread_id: str, limit: int, *, background_only: bool
+) -> list[Notice]:
     """Return the oldest notices of the owner; one that cannot be read is logged, passed over."""
     found: list[Notice] = []
     rows = connection.execute(
         "SELECT notice_id, task_id, background, summary FROM notices "
-        "WHERE owner_thread_id = ? ORDER BY notice_id",
-        (owner_thread_id,),
+        "WHERE owner_thread_id = :owner AND (background OR NOT :background_only) "
+        "ORDER BY notice_id",
+        {"owner": owner_thread_id, "background_only": background_only},
     )
     for notice_id, task_id, background, text in rows:
         if len(found) == limit:

@@ -135,10 +135,14 @@ class SqliteTaskStore:
             lambda connection: _queries.read_output(connection, task_id, offset, limit)
         )
 
-    async def notices(self, owner_thread_id: str, *, limit: int = PAGE) -> list[Notice]:
+    async def notices(
+        self, owner_thread_id: str, *, limit: int = PAGE, background_only: bool = False
+    ) -> list[Notice]:
         """See `TaskStore.notices`."""
         return await self._engine.read(
-            lambda connection: _queries.notices(connection, owner_thread_id, limit)
+            lambda connection: _queries.notices(
+                connection, owner_thread_id, limit, background_only=background_only
+            )
         )
 
     async def owners(self, *, after: str = "", limit: int = PAGE) -> list[str]:
