@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,12 @@ from ._records import TaskStatus, TaskSummary
 MAX_LINES = 20
 _FOR_ENDED = 10  # lines that running and stopped tasks leave to ended ones
 _MAX_TEXT = 200
+# Printable by their category, and yet nothing to see: what Unicode lets a font ignore (joiners,
+# fillers, variation selectors), and glyphs that are blank.
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U0001d159\U000e0100-\U000e01ef]"
+)
 
 _HINT = (
     'Use tool "task_status" to check progress, "task_output" to read results, '
@@ -23,9 +30,13 @@ _HINT = (
 class TaskReminder:
     """Tells an owner's running and resumable tasks each time, and every ended task once.
 
-    Background tasks only. The text is escaped and shortened. At most 20 tasks have a line of their
-    own and the others are counted; of ended ones among those the id and status are still told. It
-    takes the owner's notices of background tasks: who uses it finds none by ``take_notices``.
+    Background tasks only: how a foreground run ended is its caller's to know, and the end of one
+    whose caller was gone is left to ``take_notices``. Of background tasks it takes the notices
+    itself: who uses it finds none there.
+
+    The text is escaped and shortened. At most 20 tasks have a line of their own and the others are
+    counted. At most 20 ends are announced by one text, the others by the next; of those without a
+    line the id and status are told.
     """
 
     def __init__(self, manager: BackgroundTaskManager) -> None:
@@ -56,16 +67,31 @@ class TaskReminder:
                 tasks are announced again.
         """
         manager = self._manager
-        async with manager.notices(owner_thread_id, background_only=True) as notices:
+        noticed = manager.notices(owner_thread_id, background_only=True, limit=MAX_LINES)
+        async with noticed as notices:
             active: dict[str, TaskSummary] = {}
             for status in (TaskStatus.RUNNING, TaskStatus.STOPPED):
                 tasks = await manager.list_tasks(
                     owner_thread_id, status=status, background_only=True
                 )
                 active |= {task.task_id: task for task in tasks if _goes_on(task)}
-            # Of several attempts of one task the last one counts, and how it stands now most.
-            news = {task.task_id: active.get(task.task_id, task) for task in notices}
-            yield _text(active, news)
+            yield _text(active, await self._news(owner_thread_id, notices, active))
+
+    async def _news(
+        self, owner_thread_id: str, notices: list[TaskSummary], active: dict[str, TaskSummary]
+    ) -> dict[str, TaskSummary]:
+        """Return what was announced, each task once and as it stands now."""
+        news: dict[str, TaskSummary] = {}
+        # Of several attempts of one task the last one counts.
+        for task in {task.task_id: task for task in notices}.values():
+            now = active.get(task.task_id)
+            if now is None and task.status is TaskStatus.STOPPED and task.supports_resume:
+                # Cancelled since, or resumed in the foreground: then its caller gets the answer.
+                now = await self._manager.get(owner_thread_id, task.task_id)
+                if now is None or now.status is TaskStatus.RUNNING:
+                    continue
+            news[task.task_id] = task if now is None else now
+        return news
 
 
 def _goes_on(task: TaskSummary) -> bool:
@@ -114,4 +140,4 @@ def _escaped(text: str) -> str:
         character if character.isprintable() else " " if character.isspace() else "\ufffd"
         for character in shorten(text, _MAX_TEXT)
     )
-    return html.escape(seen)
+    return html.escape(_UNSEEN.sub("\ufffd", seen))
