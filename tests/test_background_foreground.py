@@ -432,6 +432,29 @@ async def test_a_run_without_a_thread_has_a_private_owner(manager: BackgroundTas
     assert len(set(owners)) == 3
 
 
+@pytest.mark.parametrize("gone", [True, False])
+async def test_a_run_without_a_thread_leaves_nothing_for_ever(
+    gone: bool,  # noqa: FBT001
+    store: BrokenStore,
+    manager: BackgroundTaskManager,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Nobody could resume it, or take its notice: stopped it has ended, and can be collected."""
+    run = forever if gone else stops
+    wrapped = BackgroundCapable(Scripted(run, supports_resume=True), manager)
+    with trio.move_on_after(1):
+        await wrapped.execute(ARGS, ToolCallContext())
+    record = await the_task(manager)
+    assert (record.status, record.supports_resume) == ("stopped", False)
+    assert await store.notices(record.owner_thread_id) == []
+    assert await manager.gc_terminal(record.owner_thread_id) == 1
+
+
+async def stops(_: dict[str, Any], __: BackgroundExecution) -> TaskResult:
+    """Stop at once."""
+    return Stopped("later")
+
+
 # ---- when the store fails ------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from trio_bgtasks._errors import (
     UnknownTask,
 )
 from trio_bgtasks._lifecycle import (
+    ANONYMOUS,
     ORPHAN_ERROR,
     AttemptStarted,
     CancelRequested,
@@ -307,4 +308,13 @@ def test_abandoning_a_stopped_task_is_in_the_journal() -> None:
 )
 def test_which_events_are_announced(event: Event, *, announced: bool) -> None:
     """An attempt's end is announced, unless its caller has the answer; nothing else is."""
-    assert ends_attempt(event) is announced
+    assert ends_attempt(event, registered()) is announced
+
+
+@pytest.mark.parametrize("event", [Finished(0, "ex_1", 1, Success()), Orphaned(0, "ex_1", 1)])
+def test_the_end_of_an_anonymous_run_is_not_announced(event: Event) -> None:
+    """A foreground run without a thread has nobody who could take its notice."""
+    anonymous = registered(owner_thread_id=f"{ANONYMOUS}1", background=False)
+    assert not ends_attempt(event, anonymous)
+    assert ends_attempt(event, registered(background=False))
+    assert ends_attempt(event, registered(owner_thread_id=f"{ANONYMOUS}1"))

@@ -26,6 +26,7 @@ from ._executable import (
 )
 from ._execution import BackgroundExecution
 from ._json import JsonObject, check_id, clone_json, json_object, new_id
+from ._lifecycle import ANONYMOUS
 from ._manager import BackgroundTaskManager
 from ._records import Failed, Stopped, TaskRecord, TaskResult, TaskStatus, TaskSummary
 from ._requests import StartRequest
@@ -152,7 +153,7 @@ class BackgroundCapable(Tool):
             clean, background, task_id = self._parse(args)
             if background and ctx.thread_id is None:
                 return self._error("Missing caller thread context")
-            owner = ctx.thread_id or new_id("anonymous:")
+            owner = ctx.thread_id or new_id(ANONYMOUS)
             return await self._answer(_Call(clean, background, task_id, ctx, owner))
         except Rejected as rejected:
             return rejected.result
@@ -280,7 +281,8 @@ class BackgroundCapable(Tool):
                 parent_task_id=self._manager.current_task_id() or call.ctx.run_id,
                 args=stored,
                 metadata=tool.task_metadata(own_args),
-                supports_resume=tool.supports_resume,
+                # Without a thread nobody could resume it.
+                supports_resume=tool.supports_resume and call.ctx.thread_id is not None,
                 idempotency_key=call.ctx.idempotency_key,
                 resume_attempt=None if stopped is None else stopped.attempt,
             )

@@ -50,6 +50,8 @@ from ._records import (
 )
 
 ORPHAN_ERROR = "No live executor found; marked stopped"
+ANONYMOUS = "anonymous:"
+"""How the private owner of a foreground run without a thread begins."""
 DEFAULT_KEEP_BYTES = 8 << 20
 
 
@@ -387,6 +389,11 @@ def journal_entry(
     return JournalEntry(event.at_ms, kind, after.attempt, after.status, executor_id, detail)
 
 
-def ends_attempt(event: Event) -> bool:
-    """True when a notice is to be written with the change: an attempt ended unannounced."""
+def ends_attempt(event: Event, after: TaskRecord) -> bool:
+    """True when a notice is to be written with the change: an attempt ended unannounced.
+
+    A foreground run without a thread is never announced: nobody could take its notice.
+    """
+    if not after.background and after.owner_thread_id.startswith(ANONYMOUS):
+        return False
     return isinstance(event, Orphaned) or (isinstance(event, Finished) and event.announce)

@@ -46,9 +46,11 @@ _ANY_SIZE = 1 << 62  # sizes are bounded where values are given
 
 @attrs.define(eq=False)
 class _Executor:
-    """A simulated machine: alive while its lease has not run out on Trio's clock."""
+    """A simulated machine: alive until its lease has run out on Trio's clock unrenewed."""
 
     executor_id: str
+    terms: LeaseTerms
+    due_at: float  # when the lease is to be renewed
     expires_at: float
     fenced: bool = False
     crashed: bool = False
@@ -56,14 +58,26 @@ class _Executor:
     lock_fds: tuple[int, ...] = ()
     renewal: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
-    async def renew(self, terms: LeaseTerms) -> None:
-        """Renew the lease until ``renewal`` is cancelled, or it is too late to do so."""
+    async def renew(self) -> None:
+        """Renew the lease until ``renewal`` is cancelled, or the loop was away for too long."""
         self.renewal.shield = True  # a shutdown that is under way still needs the lease
         with self.renewal:
-            while trio.current_time() < self.expires_at:
-                self.expires_at = trio.current_time() + terms.lease_s
-                await trio.sleep(terms.renew_s)
+            while not self._is_stalled(now := trio.current_time()):
+                self.due_at = now + self.terms.renew_s
+                self.expires_at = now + self.terms.lease_s
+                await trio.sleep_until(self.due_at)
             self.lost.set()
+
+    def is_dead(self, now: float) -> bool:
+        """Has its lease run out? One that is only late is about to be renewed.
+
+        The loop that keeps it from being renewed is the same for all: nobody was up earlier.
+        """
+        return self.expires_at <= now and (self.renewal.cancel_called or self._is_stalled(now))
+
+    def _is_stalled(self, now: float) -> bool:
+        stall_s = self.terms.stall_s
+        return stall_s is not None and now > self.due_at + stall_s
 
     def fence(self) -> None:
         """Nothing of this executor is taken from now on."""
@@ -159,7 +173,7 @@ class MemoryTaskStore:
         entry = journal_entry(before, event, after)
         if entry is not None:
             self._journal.setdefault(task_id, []).append(entry)
-        if ends_attempt(event):
+        if ends_attempt(event, after):
             self._notices.setdefault(after.owner_thread_id, {})[self._next_notice] = after
             self._next_notice += 1
 
@@ -327,11 +341,12 @@ class MemoryTaskStore:
     @asynccontextmanager
     async def executor(self, terms: LeaseTerms) -> AsyncGenerator[ExecutorHandle, None]:
         """See `TaskStore.executor`."""
-        executor = _Executor(new_id("ex_"), trio.current_time() + terms.lease_s)
+        now = trio.current_time()
+        executor = _Executor(new_id("ex_"), terms, now + terms.renew_s, now + terms.lease_s)
         self._executors[executor.executor_id] = executor
         raised: BaseException | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(executor.renew, terms, name=f"lease of {executor.executor_id}")
+            nursery.start_soon(executor.renew, name=f"lease of {executor.executor_id}")
             try:
                 yield executor
             except BaseException as error:  # noqa: ASYNC103, BLE001 (raised below)
@@ -365,7 +380,9 @@ class MemoryTaskStore:
         fenced: list[str] = []
         for name in suspects:
             executor = self._executors.get(name)
-            if executor is not None and not executor.fenced and executor.expires_at <= now:
+            if executor is None or executor.fenced or name == executor_id:
+                continue
+            if executor.is_dead(now):
                 executor.fence()
                 executor.lost.set()
                 fenced.append(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Sequence
 from typing import Final
@@ -20,6 +21,8 @@ from ..._lifecycle import (
 from ..._records import TaskRecord, evolved
 from .._output import new_chunks
 from ._rows import COLUMNS, checked, insert, to_record, update
+
+_log = logging.getLogger("trio_bgtasks.store")
 
 _LOAD: Final = f"""
     SELECT
@@ -61,7 +64,7 @@ def apply_event(connection: sqlite3.Connection, task_id: str, event: Event) -> T
         update(connection, before, after)
     _append_output(connection, before, event, task_id)
     _journal(connection, before, event, after)
-    if ends_attempt(event):
+    if ends_attempt(event, after):
         connection.execute(
             "INSERT INTO notices (owner_thread_id, task_id, background, summary) "
             "VALUES (?, ?, ?, ?)",
@@ -184,25 +187,21 @@ _COLLECTABLE: Final = """
         SELECT tasks.parent_task_id FROM busy JOIN tasks USING (task_id)
         WHERE tasks.parent_task_id IS NOT NULL
     )
-    SELECT seq, task_id, owner_thread_id, idempotency_key FROM tasks
+    SELECT seq, task_id, owner_thread_id, idempotency_key, output_kept FROM tasks
     WHERE completed_at_ms <= :before
         AND (status IN ('completed', 'failed', 'cancelled')
              OR status = 'stopped' AND NOT supports_resume)
         AND task_id NOT IN (SELECT task_id FROM busy)
         {owner}
-    LIMIT :limit
 """
+_LARGEST_COLLECTION: Final = 64 << 20  # bytes of output: to delete them takes time
 
 
 def collect(
     connection: sqlite3.Connection, owner_thread_id: str | None, before_ms: int, limit: int
 ) -> list[str]:
     """Delete ended records without a running descendant; leave tombstones."""
-    only = "" if owner_thread_id is None else "AND owner_thread_id = :owner"
-    rows = connection.execute(
-        _COLLECTABLE.format(owner=only),
-        {"before": before_ms, "owner": owner_thread_id, "limit": limit},
-    ).fetchall()
+    rows = _collectable(connection, owner_thread_id, before_ms, limit)
     connection.executemany(
         "INSERT INTO tombstones (task_id, owner_thread_id, idempotency_key) VALUES (?, ?, ?)",
         [(task_id, None if key is None else owner, key) for _, task_id, owner, key in rows],
@@ -212,3 +211,25 @@ def collect(
     connection.executemany("DELETE FROM task_events WHERE task_id = ?", ids)
     connection.executemany("DELETE FROM task_output WHERE task_id = ?", ids)
     return [task_id for (task_id,) in ids]
+
+
+def _collectable(
+    connection: sqlite3.Connection, owner_thread_id: str | None, before_ms: int, limit: int
+) -> list[tuple[int, str, str, str | None]]:
+    """Return (seq, id, owner, key) of what may go now; what cannot be read is logged, and stays."""
+    only = "" if owner_thread_id is None else "AND owner_thread_id = :owner"
+    rows = connection.execute(
+        _COLLECTABLE.format(owner=only), {"before": before_ms, "owner": owner_thread_id}
+    )
+    found: list[tuple[int, str, str, str | None]] = []
+    output_bytes = 0
+    for seq, task_id, owner, key, kept in rows:
+        if len(found) == limit or output_bytes >= _LARGEST_COLLECTION:
+            break
+        if bytes in (type(task_id), type(owner), type(key)):  # damaged text
+            _log.error("not collected: the stored record of task '%s' is corrupt", task_id)
+            continue
+        found.append((seq, task_id, owner, key))
+        output_bytes += kept
+    rows.close()
+    return found
