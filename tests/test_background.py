@@ -41,6 +41,7 @@ from trio_bgtasks import (
     ToolCallContext,
     ToolResult,
     open_task_manager,
+    task_tools,
 )
 
 BACKGROUND = {"message": "hi", "run_in_background": True}
@@ -227,8 +228,23 @@ async def test_wrapping_anything_else_is_refused(manager: BackgroundTaskManager)
         BackgroundCapable("shell", manager)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="needs a BackgroundTaskManager, not None"):
         BackgroundCapable(Scripted(), None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^supports_resume must be a boolean, not str$"):
+        BackgroundCapable(Scripted(supports_resume="no"), manager)  # type: ignore[arg-type]
     tool = Scripted()
     assert repr(BackgroundCapable(tool, manager)) == f"<BackgroundCapable {tool!r}>"
+
+
+async def test_a_call_without_a_context_is_told_so(manager: BackgroundTaskManager) -> None:
+    """What is no context is named, by the wrapper and by the task tools."""
+    for tool in (BackgroundCapable(Scripted(), manager), *task_tools(manager)):
+        with pytest.raises(TypeError, match=r"^ctx must be a ToolCallContext, not NoneType$"):
+            await tool.execute({"task_id": "x"}, None)  # type: ignore[arg-type]
+
+
+def test_a_rejection_needs_a_result() -> None:
+    """It is the answer of the call."""
+    with pytest.raises(TypeError, match=r"^Rejected needs a ToolResult, not str$"):
+        Rejected("no")  # type: ignore[arg-type]
 
 
 # ---- bad calls -----------------------------------------------------------------------------------
@@ -496,6 +512,12 @@ async def test_a_tool_error_of_a_hook_passes_as_it_is(
         ("task_metadata", [], "TypeError: metadata must be a JSON object (a dict), not list"),
         ("task_metadata", {"a": {1}}, "ValueError: metadata is not JSON: $.a: set"),
         ("task_description", 5, "TypeError: description must be a string, not int"),
+        (
+            "with_task_id",
+            None,
+            "TypeError: with_task_id must be a JSON object (a dict), not NoneType",
+        ),
+        ("with_task_id", {"a": {1}}, "ValueError: with_task_id is not JSON: $.a: set"),
         ("stored_args", None, "TypeError: args must be a JSON object (a dict), not NoneType"),
     ],
 )

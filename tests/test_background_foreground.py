@@ -193,6 +193,100 @@ async def test_an_override_may_fall_back_on_the_default(
     assert without_id(result) == ToolResult.success("Adds", data)
 
 
+async def test_a_refusal_of_the_preparation_stores_nothing_in_the_foreground_either(
+    manager: BackgroundTaskManager,
+) -> None:
+    """An override that falls back on the default is prepared once, before anything is stored."""
+
+    class Refuses(Adds):
+        def prepare_background(
+            self, args: dict[str, Any], ctx: ToolCallContext, /, *, is_resume: bool
+        ) -> Any:
+            super().prepare_background(args, ctx, is_resume=is_resume)
+            if args["message"] == "no":
+                raise Rejected(answer)
+            return [args["message"]]
+
+    answer = ToolResult.error("Adds", "not that")
+    tool = Refuses()
+    wrapped = BackgroundCapable(tool, manager)
+    assert await wrapped.execute({"message": "no"}, CTX) is answer
+    assert await records(manager) == []
+    tool.seen.clear()
+    await wrapped.execute(ARGS, CTX)
+    assert tool.seen[1:] == [
+        ("prepare", {"message": "hi"}, "call-1", False),
+        ("background", {"message": "hi"}, ["hi"], 1),
+    ]
+
+
+async def test_what_was_prepared_is_for_the_arguments_of_the_call_only(
+    manager: BackgroundTaskManager,
+) -> None:
+    """An override that passes other arguments on, or to another tool, gets them prepared."""
+
+    class Other(Scripted):
+        async def execute_foreground(
+            self,
+            args: dict[str, Any],
+            ctx: ToolCallContext,
+            execution: BackgroundExecution,
+            /,
+            *,
+            is_resume: bool,
+        ) -> ToolResult:
+            await super().execute_foreground(
+                {"message": "other"}, ctx, execution, is_resume=is_resume
+            )
+            return await inner.execute_foreground(args, ctx, execution, is_resume=is_resume)
+
+    inner, tool = Scripted(), Other()
+    result = await BackgroundCapable(tool, manager).execute(ARGS, CTX)
+    assert result.data == {"echoed": "hi"}
+    prepared = [entry[1]["message"] for entry in tool.seen if entry[0] == "prepare"]
+    assert prepared == ["hi", "other"]
+    assert [entry[0] for entry in inner.seen] == ["prepare", "background"]
+
+
+async def test_a_result_that_is_elsewhere_is_answered_by_its_address(
+    manager: BackgroundTaskManager,
+) -> None:
+    """The caller gets the URI, as by task_output; also who repeats the call."""
+
+    async def body(_: dict[str, Any], __: BackgroundExecution) -> TaskResult:
+        return Success(None, ExternalRef("s3://x"))
+
+    wrapped = BackgroundCapable(Scripted(body), manager)
+    context = ToolCallContext(thread_id=OWNER, idempotency_key="k")
+    assert (await wrapped.execute(ARGS, context)).data == "s3://x"
+    assert (await wrapped.execute(ARGS, context)).data == "s3://x"
+    record = await the_task(manager)
+    assert (record.result, record.result_ref) == (None, ExternalRef("s3://x"))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "text"),
+    [
+        (Failed(5), "5"),  # type: ignore[arg-type]
+        (Failed("a\x00"), "a\ufffd"),
+        (Failed("no", {1}), "no (result is not JSON: $: set)"),
+        (Stopped(KeyError("x")), "'x'"),  # type: ignore[arg-type]
+    ],
+)
+async def test_an_odd_text_is_answered_as_it_is_stored(
+    outcome: TaskResult, text: str, manager: BackgroundTaskManager
+) -> None:
+    """What would end a background task well enough does so in the foreground."""
+
+    async def body(_: dict[str, Any], __: BackgroundExecution) -> TaskResult:
+        return outcome
+
+    result = await BackgroundCapable(Scripted(body), manager).execute(ARGS, CTX)
+    record = await the_task(manager)
+    assert (record.status, record.error, result.message) == (outcome.status, text, text)
+    assert result.data is None
+
+
 async def test_a_rejection_within_a_run_is_its_answer(manager: BackgroundTaskManager) -> None:
     """`Rejected` raised by the execution itself is the answer, too; the task failed."""
     answer = ToolResult.error("x", "not now")

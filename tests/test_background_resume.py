@@ -376,6 +376,28 @@ async def test_an_argument_that_equals_the_id_is_not_taken_for_it(
     assert result.data["args"] == {"message": task_id, "n": 1}
 
 
+async def test_an_id_that_is_found_by_several_arguments_is_found(
+    manager: BackgroundTaskManager,
+) -> None:
+    """A hook may read more than one argument: what it needs for the id is not stored."""
+
+    class TwoKeys(Scripted):
+        def task_id_from_args(self, args: dict[str, Any], /) -> str | None:
+            return args["id"] if args["action"] == "resume" else None
+
+    parameters = {
+        "properties": {"action": {"enum": ["start", "resume"]}, "id": {"type": "string"}},
+        "required": ["action"],
+    }
+    tool = TwoKeys(stops_first(show), supports_resume=True, parameters=parameters)
+    wrapped = BackgroundCapable(tool, manager)
+    started = {"action": "start", "n": 1, "run_in_background": True}
+    task_id = await stopped(wrapped, manager, started)
+    result = await wrapped.execute({"action": "resume", "id": task_id, "n": 2}, CTX)
+    assert result.data["args"] == {"action": "start", "n": 2}
+    assert (await current(manager, task_id)).args == {"action": "start", "n": 2}
+
+
 async def test_a_resume_keeps_its_place_in_the_lineage(manager: BackgroundTaskManager) -> None:
     """C16: who resumes a task does not become its parent."""
     wrapped = BackgroundCapable(resumable(stops_first(show)), manager)

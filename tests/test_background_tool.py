@@ -260,6 +260,12 @@ def test_a_function_that_cannot_be_a_tool_is_refused_when_decorated(fn: Any, err
         background_tool(fn, supports_resume=True)
 
 
+def test_resume_is_supported_or_not() -> None:
+    """A word instead of a boolean is refused when the function is decorated."""
+    with pytest.raises(TypeError, match=r"^supports_resume must be a boolean, not str$"):
+        background_tool(takes_id, supports_resume="no")  # type: ignore[call-overload]
+
+
 @pytest.mark.parametrize(
     ("name", "error"), [("", "name cannot be empty"), ("a\nb", "name contains a control char")]
 )

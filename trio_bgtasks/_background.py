@@ -21,14 +21,23 @@ from ._executable import (
     BackgroundExecutable,
     ForegroundRun,
     Rejected,
+    check_supports_resume,
     finds_ids_by_default,
-    has_one_body,
+    is_prepared,
 )
 from ._execution import BackgroundExecution
 from ._json import JsonObject, check_id, clone_json, json_object, new_id
 from ._lifecycle import ANONYMOUS
 from ._manager import BackgroundTaskManager
-from ._records import Failed, Stopped, TaskRecord, TaskResult, TaskStatus, TaskSummary
+from ._records import (
+    Failed,
+    Stopped,
+    TaskRecord,
+    TaskResult,
+    TaskStatus,
+    TaskSummary,
+    shown_result,
+)
 from ._requests import StartRequest
 from ._tool import (
     ExecutionFailed,
@@ -39,6 +48,7 @@ from ._tool import (
     ToolError,
     ToolResult,
     ToolStatus,
+    check_context,
 )
 
 log = logging.getLogger("trio_bgtasks.tools")
@@ -94,7 +104,8 @@ class BackgroundCapable(Tool):
     those of the call.
 
     Raises:
-        TypeError: ``inner`` is no `BackgroundExecutable`, or ``manager`` no manager.
+        TypeError: ``inner`` is no `BackgroundExecutable`, or ``manager`` no manager; or
+            ``supports_resume`` is no boolean.
         ValueError: the tool has a parameter of that name already.
     """
 
@@ -102,6 +113,7 @@ class BackgroundCapable(Tool):
         for value, kind in ((inner, BackgroundExecutable), (manager, BackgroundTaskManager)):
             if not isinstance(value, kind):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(f"BackgroundCapable needs a {kind.__name__}, not {value!r}")
+        check_supports_resume(inner.supports_resume)
         descriptor = inner.descriptor()
         if RUN_IN_BACKGROUND_PARAM in _properties(descriptor):
             raise ValueError(
@@ -147,8 +159,10 @@ class BackgroundCapable(Tool):
             InvalidArguments: ``run_in_background`` is no boolean, a task id is no id, or the
                 arguments of a resume do not fit.
             ExecutionFailed: the store could not be asked, or the start could not be stored.
+            TypeError: ``ctx`` is no `ToolCallContext`.
             Exception: in the foreground, what the tool itself raised.
         """
+        check_context(ctx)
         try:
             clean, background, task_id = self._parse(args)
             if background and ctx.thread_id is None:
@@ -227,7 +241,7 @@ class BackgroundCapable(Tool):
         if record.background and record.status is TaskStatus.RUNNING:
             return self._started(record.task_id)
         if not record.background and record.status is TaskStatus.COMPLETED:
-            answer = ToolResult.success(self._name, record.result)
+            answer = ToolResult.success(self._name, shown_result(record.result, record.result_ref))
             return attrs.evolve(answer, metadata={"task_id": record.task_id})
         return self._status(record)
 
@@ -250,7 +264,7 @@ class BackgroundCapable(Tool):
             carriers = {
                 name: value
                 for name, value in call.args.items()
-                if self._inner.task_id_from_args({name: value}) == record.task_id
+                if not self._finds_id(call.args, record.task_id, without=name)
             }
             given = {name: value for name, value in call.args.items() if name not in carriers}
             merged = {**record.args, **given}
@@ -258,6 +272,14 @@ class BackgroundCapable(Tool):
             declared = {name: value for name, value in carriers.items() if name in own}
             self._inner.validate_args({**clone_json(merged), **declared})
         return self._prepare(call, merged, record.task_id, record)
+
+    def _finds_id(self, args: Args, task_id: str, *, without: str) -> bool:
+        """Does the tool find this id also without that argument?"""
+        rest = {name: value for name, value in args.items() if name != without}
+        try:
+            return self._inner.task_id_from_args(rest) == task_id
+        except Exception:  # noqa: BLE001 - it looked for the argument
+            return False
 
     # ---- attempts -----------------------------------------------------------------------------
 
@@ -273,6 +295,8 @@ class BackgroundCapable(Tool):
         with self._hook():
             stored = tool.stored_args(clone_json(args))
             own_args = tool.with_task_id(args, task_id)
+            if own_args is not args:
+                own_args = json_object(own_args, "with_task_id")
             request = StartRequest(
                 owner_thread_id=call.owner,
                 task_type=tool.task_type,
@@ -287,7 +311,7 @@ class BackgroundCapable(Tool):
                 resume_attempt=None if stopped is None else stopped.attempt,
             )
             prepared = None
-            if call.background or has_one_body(tool):
+            if call.background or is_prepared(tool):
                 resumes = stopped is not None
                 prepared = tool.prepare_background(own_args, call.ctx, is_resume=resumes)
         return _Attempt(request, own_args, prepared, task_id)

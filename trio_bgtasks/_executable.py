@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextvars import ContextVar
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
+import attrs
 import trio
 
 from ._execution import BackgroundExecution
 from ._json import JsonObject, check_id
-from ._records import Cancelled, Failed, Stopped, Success, TaskResult, TaskStatus
+from ._outcome import BodyEnd, own_outcome
+from ._records import (
+    Cancelled,
+    Failed,
+    Stopped,
+    Success,
+    TaskResult,
+    TaskStatus,
+    shown_result,
+)
 from ._tool import InternalError, Tool, ToolCallContext, ToolResult, ToolStatus
 
 TASK_ID_PARAM = "task_id"
@@ -22,6 +33,8 @@ class Rejected(Exception):
     """A hook refuses the call: ``result`` is the answer, nothing is stored or started."""
 
     def __init__(self, result: ToolResult) -> None:
+        if not isinstance(result, ToolResult):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"Rejected needs a ToolResult, not {type(result).__name__}")
         self.result = result
         super().__init__(result.message)
 
@@ -122,14 +135,22 @@ class BackgroundExecutable(Tool, Generic[PreparedT]):
         *,
         is_resume: bool,
     ) -> ToolResult:
-        """Run in the caller's task: `execute` if the tool defines it, else `execute_background`."""
-        if not _lacks(self, "execute"):
+        """Run in the caller's task: `execute` if the tool defines it, else `execute_background`.
+
+        What `execute_background` needs was prepared before the start was stored. An override that
+        passes other arguments to this default gets them prepared here.
+        """
+        if not is_prepared(self):
             return await self.execute(args, ctx)
-        prepared = self.prepare_background(args, ctx, is_resume=is_resume)
+        handed_on = _handed_on.get()
+        if handed_on is not None and handed_on.tool is self and handed_on.args is args:
+            prepared = handed_on.prepared
+        else:
+            prepared = self.prepare_background(args, ctx, is_resume=is_resume)
         outcome = await self.execute_background(
             execution.task_id, args, prepared, execution, execution.cancel_scope
         )
-        return _result_of(self, execution.task_id, outcome)
+        return _result_of(self, execution.task_id, _readable(outcome))
 
     def foreground_task_status(self, result: ToolResult, /) -> tuple[TaskStatus, str | None]:
         """Return how a foreground result ends its task, and the task's error text."""
@@ -146,18 +167,41 @@ def _is_abstract(cls: type) -> bool:
     return any(getattr(getattr(cls, name, None), "__isabstractmethod__", False) for name in names)
 
 
+def check_supports_resume(value: object) -> None:
+    """Raise TypeError unless a tool says plainly whether its tasks may be resumed."""
+    if not isinstance(value, bool):
+        raise TypeError(f"supports_resume must be a boolean, not {type(value).__name__}")
+
+
 def _lacks(tool: BackgroundExecutable[Any], method: str) -> bool:
     return getattr(type(tool), method) is getattr(BackgroundExecutable, method)
 
 
+def is_prepared(tool: BackgroundExecutable[Any]) -> bool:
+    """Is a foreground run of the tool prepared? One that defines `execute` needs it not."""
+    return _lacks(tool, "execute")
+
+
 def has_one_body(tool: BackgroundExecutable[Any]) -> bool:
     """Does `execute_background` serve the foreground as well?"""
-    return _lacks(tool, "execute") and _lacks(tool, "execute_foreground")
+    return is_prepared(tool) and _lacks(tool, "execute_foreground")
 
 
 def finds_ids_by_default(tool: BackgroundExecutable[Any]) -> bool:
     """Does the tool leave it to the default in which argument the id of a task is?"""
     return tool.supports_resume and _lacks(tool, "task_id_from_args")
+
+
+@attrs.frozen
+class _HandedOn:
+    """What was prepared of which arguments, on its way through a tool's `execute_foreground`."""
+
+    tool: BackgroundExecutable[Any]
+    args: Args
+    prepared: Any
+
+
+_handed_on: ContextVar[_HandedOn | None] = ContextVar("trio_bgtasks_handed_on", default=None)
 
 
 class ForegroundRun:
@@ -188,16 +232,22 @@ class ForegroundRun:
         self._execution = execution
         tool = self._tool
         if has_one_body(tool):
-            own = await tool.execute_background(
-                execution.task_id, self._args, self._prepared, execution, scope
+            own = _readable(
+                await tool.execute_background(
+                    execution.task_id, self._args, self._prepared, execution, scope
+                )
             )
             result = _result_of(tool, execution.task_id, own)
             seen = own if isinstance(own, Cancelled) else outcome_of_result(tool, result)
             self._outcome = own if own.status is seen.status else seen
         else:
-            result = await tool.execute_foreground(
-                self._args, self._ctx, execution, is_resume=execution.is_resume
-            )
+            token = _handed_on.set(_HandedOn(tool, self._args, self._prepared))
+            try:
+                result = await tool.execute_foreground(
+                    self._args, self._ctx, execution, is_resume=execution.is_resume
+                )
+            finally:
+                _handed_on.reset(token)
             self._outcome = outcome_of_result(tool, result)
         self._result = result
         return self._outcome
@@ -210,12 +260,19 @@ class ForegroundRun:
         return self._result if undisturbed and outcome.status is self._outcome.status else None
 
 
+def _readable(outcome: TaskResult) -> TaskResult:
+    """Return an outcome with the text, and the value, that will be stored of it."""
+    if isinstance(outcome, Failed | Stopped):
+        return own_outcome(BodyEnd(outcome)) or outcome
+    return outcome
+
+
 def _result_of(tool: BackgroundExecutable[Any], task_id: str, outcome: object) -> ToolResult:
     """Return the foreground answer for what `execute_background` returned."""
     tool_name = tool.descriptor().name
     match outcome:
         case Success():
-            return ToolResult.success(tool_name, outcome.value)
+            return ToolResult.success(tool_name, shown_result(outcome.value, outcome.ref))
         case Failed():
             return ToolResult(tool_name, ToolStatus.ERROR, outcome.value, outcome.error)
         case Stopped():

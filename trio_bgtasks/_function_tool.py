@@ -13,7 +13,13 @@ import attrs
 import msgspec
 import trio
 
-from ._executable import TASK_ID_PARAM, Args, BackgroundExecutable, outcome_of_result
+from ._executable import (
+    TASK_ID_PARAM,
+    Args,
+    BackgroundExecutable,
+    check_supports_resume,
+    outcome_of_result,
+)
 from ._execution import BackgroundExecution
 from ._json import JsonObject, NotJson, check_id, clone_json, copy_json
 from ._records import Cancelled, Failed, Stopped, Success, TaskResult
@@ -79,6 +85,7 @@ class _FunctionTool(BackgroundExecutable[msgspec.Struct]):
         if not is_function or not inspect.iscoroutinefunction(fn):
             raise TypeError(f"background_tool needs an async function, not {fn!r}")
         self.task_type = check_id(fn.__name__ if name is None else name, "name")
+        check_supports_resume(supports_resume)
         self.supports_resume = supports_resume
         self.__wrapped__ = fn
         parameters = _typed_parameters(self.task_type, fn)

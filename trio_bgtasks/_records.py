@@ -157,6 +157,11 @@ def ref_to_json(ref: ResultRef) -> JsonObject:
     return shape
 
 
+def shown_result(value: Any, ref: ResultRef | None) -> Any:
+    """Return what a model is shown as the result: its URI, if that is all there is."""
+    return ref.uri if value is None and isinstance(ref, ExternalRef) else value
+
+
 @attrs.frozen(slots=False)  # see `evolved`
 class TaskRecord:
     """The durable record of a task; only `apply` makes a new one from an old one.

@@ -170,6 +170,12 @@ class ToolCallContext:
     )
 
 
+def check_context(ctx: object) -> None:
+    """Raise TypeError unless ``ctx`` is the context of a call."""
+    if not isinstance(ctx, ToolCallContext):
+        raise TypeError(f"ctx must be a ToolCallContext, not {type(ctx).__name__}")
+
+
 # ---- errors that a tool raises -------------------------------------------------------------------
 
 

@@ -11,8 +11,15 @@ import trio
 from .._errors import TaskError, UnknownTask
 from .._json import JsonObject, JsonValue, check_id, clone_json
 from .._manager import BackgroundTaskManager
-from .._records import ExternalRef, OutputPage, TaskSummary
-from .._tool import InvalidArguments, Tool, ToolCallContext, ToolDescriptor, ToolResult
+from .._records import OutputPage, TaskSummary, shown_result
+from .._tool import (
+    InvalidArguments,
+    Tool,
+    ToolCallContext,
+    ToolDescriptor,
+    ToolResult,
+    check_context,
+)
 
 _log = logging.getLogger("trio_bgtasks.tools")
 
@@ -71,7 +78,9 @@ class _TaskTool(Tool):
 
         Raises:
             InvalidArguments: the arguments do not fit.
+            TypeError: ``ctx`` is no `ToolCallContext`.
         """
+        check_context(ctx)
         self.validate_args(args)
         if ctx.thread_id is None:
             return ToolResult.error(self.id, "Missing caller thread context")
@@ -211,14 +220,11 @@ class _TaskOutput(_TaskTool):
 
 
 def _output(summary: TaskSummary, page: OutputPage | None) -> JsonObject:
-    output = summary.result
-    if output is None and isinstance(summary.result_ref, ExternalRef):
-        output = summary.result_ref.uri
     return {
         "task_id": summary.task_id,
         "task_type": summary.task_type,
         "agent_id": summary.metadata.get("agent_id"),
         "status": summary.status.value,
-        "output": output,
+        "output": shown_result(summary.result, summary.result_ref),
         "log": None if page is None else page.to_json(),
     }
