@@ -94,7 +94,7 @@ async def test_their_descriptors(manager: BackgroundTaskManager) -> None:
     }
     parameters["task_output"]["properties"]["offset"].clear()
     again: dict[str, Any] = tool(manager, "task_output").descriptor().parameters
-    assert again["properties"]["offset"]["type"] == "integer"
+    assert again["properties"]["offset"]["type"] == ["integer", "null"]
     assert repr(tool(manager, "task_cancel")) == f"<task_cancel of {manager!r}>"
 
 
@@ -107,30 +107,41 @@ def test_they_need_a_manager() -> None:
 ANY_TOOL: list[tuple[Any, str]] = [
     (None, '$: null is not of type "object"'),
     ([], '$: [] is not of type "object"'),
-    ({"task_id": 5}, '$.task_id: 5 is not of type "string"'),
-    ({"task_id": None}, '$.task_id: null is not of type "string"'),
     ({"task_id": "a\nb"}, "task_id contains a control character"),
     ({"task_id": "a\x00"}, "$.task_id: character U+0000 in a string"),
     ({"task_id": "\ud800"}, "$.task_id: character U+D800 in a string"),
     ({"task_id": "x" * 201}, "task_id is longer than 200 characters"),
     ({"task_id": "x", "more": math.nan}, "$.more: float nan is not finite"),
 ]
+MAY_HAVE_ID: list[tuple[Any, str]] = [
+    ({"task_id": 5}, '$.task_id: 5 is not of types "null", "string"'),
+]
 NEEDS_ID: list[tuple[Any, str]] = [
+    ({"task_id": 5}, '$.task_id: 5 is not of type "string"'),
+    ({"task_id": None}, '$.task_id: null is not of type "string"'),
     ({}, '$: "task_id" is a required property'),
     ({"task_id": ""}, "task_id cannot be empty"),
     ({"task_id": " \t"}, "task_id cannot be empty"),
 ]
 OUTPUT: list[tuple[Any, str]] = [
-    ({"offset": "5"}, '$.offset: "5" is not of type "integer"'),
-    ({"offset": 1.5}, '$.offset: 1.5 is not of type "integer"'),
-    ({"offset": True}, '$.offset: true is not of type "integer"'),
+    ({"offset": "5"}, '$.offset: "5" is not of types "null", "integer"'),
+    ({"offset": 1.5}, '$.offset: 1.5 is not of types "null", "integer"'),
+    ({"offset": True}, '$.offset: true is not of types "null", "integer"'),
     ({"offset": 1 << 63}, "$.offset: integer beyond 64 bits"),
+    (
+        {"offset": 1e16},
+        "$.offset: 10000000000000000.0 is greater than the maximum of 9007199254740992",
+    ),
+    (
+        {"offset": -1e16},
+        "$.offset: -10000000000000000.0 is less than the minimum of -9007199254740992",
+    ),
+    ({"limit": 1e7}, "$.limit: 10000000.0 is greater than the maximum of 1048576"),
     ({"limit": 0}, "$.limit: 0 is less than the minimum of 1"),
-    ({"limit": None}, '$.limit: null is not of type "integer"'),
     ({"wait_s": -1}, "$.wait_s: -1 is less than the minimum of 0"),
     ({"wait_s": 60.1}, "$.wait_s: 60.1 is greater than the maximum of 60"),
     ({"wait_s": math.inf}, "$.wait_s: float inf is not finite"),
-    ({"wait_s": "1"}, '$.wait_s: "1" is not of type "number"'),
+    ({"wait_s": "1"}, '$.wait_s: "1" is not of types "null", "number"'),
 ]
 
 
@@ -142,6 +153,7 @@ OUTPUT: list[tuple[Any, str]] = [
             for name in ("task_status", "task_cancel", "task_output")
             for args, error in ANY_TOOL
         ),
+        *(("task_status", *case) for case in MAY_HAVE_ID),
         *((name, *case) for name in ("task_cancel", "task_output") for case in NEEDS_ID),
         *(("task_output", {"task_id": "x", **args}, error) for args, error in OUTPUT),
     ],
@@ -218,7 +230,7 @@ async def test_the_status_of_one_task_is_its_summary(manager: BackgroundTaskMana
     }
 
 
-@pytest.mark.parametrize("args", [{}, {"task_id": ""}, {"task_id": " \t"}])
+@pytest.mark.parametrize("args", [{}, {"task_id": ""}, {"task_id": " \t"}, {"task_id": None}])
 async def test_without_an_id_all_tasks_are_listed(
     args: dict[str, Any], manager: BackgroundTaskManager
 ) -> None:
@@ -427,9 +439,9 @@ async def test_the_output_is_the_result_and_a_page_of_the_log(
         ({"offset": 4, "limit": 5}, "45678", 9),
         ({"offset": 4.0, "limit": 5.0}, "45678", 9),
         ({"offset": -3}, "789", 10),
-        ({"offset": -(1 << 62)}, "0123456789", 10),
-        ({"offset": (1 << 63) - 1}, "", 10),
-        ({"limit": (1 << 63) - 1}, "0123456789", 10),
+        ({"offset": -(1 << 53)}, "0123456789", 10),
+        ({"offset": 1 << 53}, "", 10),
+        ({"limit": 1 << 20}, "0123456789", 10),
     ],
 )
 async def test_pages_of_the_log(
@@ -492,6 +504,16 @@ async def test_it_waits_for_the_end(
     assert trio.current_time() - before == pytest.approx(waited)
     assert result.data["status"] == status
     assert result.data["log"]["text"] == "soon"
+
+
+async def test_null_is_absent(manager: BackgroundTaskManager) -> None:
+    """A model whose schema makes every parameter required has no other way to leave one out."""
+    task_id = await start(manager, giving(Success(1), "log"))
+    output = tool(manager, "task_output")
+    nulls = dict.fromkeys(("offset", "limit", "wait_s"))
+    answer = await output.execute({"task_id": task_id, **nulls}, CTX)
+    assert answer == await output.execute({"task_id": task_id}, CTX)
+    assert answer.data["log"]["text"] == "log"
 
 
 async def test_waiting_for_an_unknown_task_does_not_wait(manager: BackgroundTaskManager) -> None:

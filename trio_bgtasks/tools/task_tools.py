@@ -24,6 +24,8 @@ from .._tool import (
 _log = logging.getLogger("trio_bgtasks.tools")
 
 MAX_WAIT_S = 60
+_MOST_OFFSET = 1 << 53  # more is no exact number in JSON
+_MOST_BYTES = 1 << 20
 
 
 def task_tools(manager: BackgroundTaskManager) -> list[Tool]:
@@ -65,7 +67,7 @@ class _TaskTool(Tool):
         self._task_id(args)
 
     def _task_id(self, args: dict[str, Any]) -> str | None:
-        task_id = args.get("task_id", "").strip()
+        task_id = (args.get("task_id") or "").strip()
         if not task_id and not self.needs_task_id:
             return None
         try:
@@ -111,7 +113,10 @@ class _TaskStatus(_TaskTool):
         "task, or omit to list all tasks."
     )
     properties: ClassVar[JsonObject] = {
-        "task_id": {"type": "string", "description": "The task to look at; omit it to list all."}
+        "task_id": {
+            "type": ["string", "null"],
+            "description": "The task to look at; omit it to list all.",
+        }
     }
     needs_task_id = False
 
@@ -178,19 +183,22 @@ class _TaskOutput(_TaskTool):
     properties: ClassVar[JsonObject] = {
         "task_id": {"type": "string", "description": "The task to read."},
         "offset": {
-            "type": "integer",
+            "type": ["integer", "null"],
+            "minimum": -_MOST_OFFSET,
+            "maximum": _MOST_OFFSET,
             "description": (
                 "First byte of the log to read; pass the next_offset of the last answer to go on. "
                 "Negative: that many bytes before its end. Default 0."
             ),
         },
         "limit": {
-            "type": "integer",
+            "type": ["integer", "null"],
             "minimum": 1,
+            "maximum": _MOST_BYTES,
             "description": "About how many bytes of the log to read.",
         },
         "wait_s": {
-            "type": "number",
+            "type": ["number", "null"],
             "minimum": 0,
             "maximum": MAX_WAIT_S,
             "description": "Wait so many seconds for the end of the task. Default 0.",
@@ -198,7 +206,7 @@ class _TaskOutput(_TaskTool):
     }
 
     async def _answer(self, owner: str, task_id: str, args: dict[str, Any]) -> ToolResult:
-        wait_s = args.get("wait_s", 0)
+        wait_s = args.get("wait_s")
         if wait_s:
             with trio.move_on_after(wait_s):
                 await self._manager.wait(owner, task_id)
@@ -213,7 +221,7 @@ class _TaskOutput(_TaskTool):
         return ToolResult.success(self.id, _output(summary, page))
 
     async def _page(self, owner: str, task_id: str, args: dict[str, Any]) -> OutputPage:
-        offset, limit = args.get("offset", 0), args.get("limit")
+        offset, limit = args.get("offset") or 0, args.get("limit")
         # JSON Schema takes 5.0 for an integer.
         limit = None if limit is None else int(limit)
         return await self._manager.output(owner, task_id, offset=int(offset), limit=limit)
