@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import attrs
 import trio
@@ -255,10 +255,16 @@ class CheckpointingStore(StoreWrapper):
 
 
 class StallingStore(StoreWrapper):
-    """The store of a machine that never renews its lease: who sweeps later finds it dead."""
+    """The memory store of a machine that never renews its lease: who sweeps finds it dead."""
+
+    @asynccontextmanager
+    async def _executor(self, terms: LeaseTerms) -> AsyncGenerator[ExecutorHandle, None]:
+        async with self.inner.executor(terms) as handle:
+            cast("Any", handle).renewal.cancel()
+            yield handle
 
     def executor(self, terms: LeaseTerms) -> AbstractAsyncContextManager[ExecutorHandle]:
-        return self.inner.executor(attrs.evolve(terms, renew_s=1e9))
+        return self._executor(terms)
 
 
 class ReplaceableStore(StoreWrapper):

@@ -680,6 +680,7 @@ class BuriesTheLiving(MemoryTaskStore):
     ) -> SweepReport:
         for name, executor in self._executors.items():
             if name != executor_id:
+                executor.renewal.cancel()
                 executor.expires_at = 0
         return await super().sweep(executor_id, at_ms, suspect=suspect)
 

@@ -30,8 +30,8 @@ class LeaseTerms:
     """How an executor proves that it is alive.
 
     ``lease_s`` after its last renewal it may be taken for dead where no lock says otherwise; it is
-    renewed every ``renew_s``, but not while the loop has not ticked for ``stall_s`` (None: the
-    store's default).
+    renewed every ``renew_s``, but not while the loop has not ticked for ``stall_s``. None is the
+    store's default: never on a lock, nor in memory, where everybody waits for the same loop.
     """
 
     lease_s: float = 30.0
@@ -155,8 +155,9 @@ class TaskStore(Protocol):
     ) -> list[str]:
         """Delete ended records (None: of all owners) without a running descendant; return ids.
 
-        At most ``limit``; call again until it returns none. Their ids and keys stay used, their
-        notices stay; journal and output go. ``ended_before_ms`` is inclusive.
+        At most ``limit``, fewer if they have much output; call again until it returns none. Their
+        ids and keys stay used, their notices stay; journal and output go. ``ended_before_ms`` is
+        inclusive.
         """
         ...
 
@@ -173,9 +174,10 @@ class TaskStore(Protocol):
     ) -> SweepReport:
         """Fence every dead executor, each in a transaction of its own, then end its tasks.
 
-        ``executor_id`` is who sweeps; ``suspect`` limits the sweep to one executor. Running records
-        whose executor is fenced, retired or unknown are ended too. A corrupt record is reported
-        and passed over.
+        When it returns, the tasks of every executor that it found dead have ended, also where
+        somebody else was faster. ``executor_id`` is who sweeps; ``suspect`` limits the sweep to one
+        executor. Running records whose executor is fenced, retired or unknown are ended too. A
+        corrupt record is reported and passed over.
         """
         ...
 
