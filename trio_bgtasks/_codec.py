@@ -6,6 +6,7 @@ alone would turn ``"false"`` into True. What does not fit raises `CorruptRecord`
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, cast, get_origin
 
 import attrs
@@ -14,7 +15,7 @@ import jsonschema_rs
 import msgspec
 
 from ._errors import CorruptRecord
-from ._json import JsonObject, JsonValue
+from ._json import MAX_DEPTH, JsonObject, JsonValue
 from ._records import (
     ExternalRef,
     Progress,
@@ -28,6 +29,8 @@ from ._records import (
 
 # ---- text ----------------------------------------------------------------------------------------
 
+_DEEPEST: Final = MAX_DEPTH + 1  # a summary is an object around values
+
 
 def dump_json(value: JsonValue) -> str:
     """Return the compact JSON text of a value that `copy_json` returned."""
@@ -35,11 +38,30 @@ def dump_json(value: JsonValue) -> str:
 
 
 def parse_json(text: str) -> JsonValue:
-    """Return the value of JSON ``text``; raise ValueError if it is none."""
+    """Return the value of JSON ``text``; raise ValueError if it is none that we wrote.
+
+    What is nested more deeply than that would break whoever walks through it later.
+    """
     try:
-        return cast("JsonValue", msgspec.json.decode(text))
+        value = cast("JsonValue", msgspec.json.decode(text))
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if text.count("[") + text.count("{") > _DEEPEST and _is_deep(value):
+        raise ValueError("nested too deeply")
+    return value
+
+
+def _is_deep(value: JsonValue) -> bool:
+    level: Sequence[JsonValue] = [value]
+    for _ in range(_DEEPEST):
+        level = [item for part in level for item in _items(part)]
+    return any(isinstance(part, dict | list) for part in level)
+
+
+def _items(value: JsonValue) -> Iterable[JsonValue]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 # ---- shapes --------------------------------------------------------------------------------------

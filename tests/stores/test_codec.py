@@ -19,7 +19,7 @@ from trio_bgtasks._codec import (
     summary_from_json,
 )
 from trio_bgtasks._errors import CorruptRecord
-from trio_bgtasks._json import copy_json
+from trio_bgtasks._json import MAX_DEPTH, copy_json
 from trio_bgtasks._records import (
     ExternalRef,
     Progress,
@@ -199,6 +199,21 @@ def test_text_that_is_not_json_is_a_value_error(text: str) -> None:
     """Also what other parsers let pass."""
     with pytest.raises(ValueError):  # noqa: PT011
         parse_json(text)
+
+
+def test_text_that_is_nested_more_deeply_than_we_write_is_a_value_error() -> None:
+    """Whoever walked through it would run out of stack; brackets in a string are no nesting."""
+
+    def nested(depth: int) -> str:
+        return "[" * depth + '"[[["' + "]" * depth
+
+    deepest = copy_json(parse_json(nested(MAX_DEPTH)))
+    assert parse_json(dump_json({"result": deepest})) == {"result": deepest}
+    for depth in (MAX_DEPTH + 2, 500):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            parse_json(nested(depth))
+    flat = [{"a": [], "b": "{" * 100}] * 100
+    assert parse_json(dump_json(copy_json(flat))) == flat
 
 
 def test_a_float_stays_a_float() -> None:
