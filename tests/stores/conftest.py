@@ -1,8 +1,11 @@
 """The stores under test, and a hand that writes events to them."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import itertools
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from trio_bgtasks._lifecycle import (
 )
 from trio_bgtasks._records import Success, TaskRecord, TaskResult
 from trio_bgtasks.stores import LeaseTerms, MemoryTaskStore, SqliteTaskStore, TaskStore
+from trio_bgtasks.stores._hostlock import HostLock, boot_id
 from trio_bgtasks.stores.sqlite import _connection
 
 
@@ -62,6 +66,24 @@ class Hand:
     async def apply(self, task_id: str, event: Event) -> TaskRecord:
         """Apply any event."""
         return await self.store.apply(task_id, event)
+
+
+FAR_AHEAD = 1 << 52
+
+
+def add_executor(
+    store: SqliteTaskStore, *, boot: str | None = None, expires_at_ms: int = FAR_AHEAD
+) -> str:
+    """Add row and free lock of an executor whose process is not there any more."""
+    lock = HostLock.acquire(store._locks)
+    lock.release(is_retired=False)
+    connection = sqlite3.connect(store._engine.path, isolation_level=None)
+    try:
+        sql = "INSERT INTO executors VALUES (?, ?, 1, 0, ?, NULL)"
+        connection.execute(sql, (lock.executor_id, boot or boot_id(), expires_at_ms))
+    finally:
+        connection.close()
+    return lock.executor_id
 
 
 @pytest.fixture

@@ -169,6 +169,16 @@ async def test_unknown_tasks_have_nothing(store: TaskStore, hand: Hand) -> None:
         await hand.cancel("t")
 
 
+@pytest.mark.parametrize("offset", [2**63 - 1, 2**63, -(2**63), -(2**64)])
+async def test_no_offset_is_too_far_away(store: TaskStore, hand: Hand, offset: int) -> None:
+    """Beyond the end there is nothing, before the beginning everything: in every store."""
+    await hand.start("t")
+    await hand.write("t", 0, "abc")
+    page = await store.read_output("t", offset=offset, limit=10)
+    assert page.text == ("" if offset > 0 else "abc")
+    assert (page.next_offset, page.total_bytes) == (3, 3)
+
+
 def refused_events(executor_id: str) -> list[tuple[Event, type[Refused]]]:
     """Events that may not happen to a completed task "t" of ann."""
     return [

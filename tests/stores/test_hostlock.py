@@ -61,11 +61,20 @@ def test_a_lock_is_held_until_released_and_leaves_nothing(tmp_path: Path) -> Non
     assert other.executor_id != lock.executor_id
     lock.release()
     assert not lock.path.exists()
-    assert not is_held(lock.path)
+    assert is_held(lock.path) is None
     lock.release()
     assert is_held(other.path)
     other.release()
     assert list(lock_files(folder)) == []
+
+
+def test_the_lock_of_one_who_is_not_retired_stays_as_a_proof_of_death(tmp_path: Path) -> None:
+    """Only a file that is there, and free, says that its executor is dead."""
+    lock = HostLock.acquire(tmp_path)
+    lock.release(is_retired=False)
+    assert is_held(lock.path) is False
+    remove_if_free(lock.path)
+    assert is_held(lock.path) is None
 
 
 def test_a_folder_that_is_there_keeps_its_mode(tmp_path: Path) -> None:

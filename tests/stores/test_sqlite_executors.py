@@ -19,13 +19,12 @@ import trio
 
 from tests.processes import PATIENCE_S, until
 from trio_bgtasks._errors import ExecutorFenced, StoreBusy, TaskStoreError
-from trio_bgtasks._json import new_id
 from trio_bgtasks._lifecycle import Registered
 from trio_bgtasks.stores import LeaseTerms, SqliteTaskStore
 from trio_bgtasks.stores._hostlock import HostLock, boot_id, is_held
 from trio_bgtasks.stores.sqlite import _changes, _connection, _executors
 
-from .conftest import Hand
+from .conftest import FAR_AHEAD, Hand, add_executor
 
 QUICK = LeaseTerms(lease_s=5.0, renew_s=0.02)
 REFUSE_T1 = """
@@ -36,7 +35,7 @@ REFUSE_ITS_NOTICE = """
     CREATE TRIGGER refuse BEFORE INSERT ON notices WHEN new.task_id = 't1'
     BEGIN SELECT raise(ABORT, 'no'); END
 """
-LONG_AGO, FAR_AHEAD = 0, 1 << 52
+LONG_AGO = 0
 
 
 @contextmanager
@@ -60,16 +59,6 @@ def rows(store: SqliteTaskStore, sql: str, *parameters: Any) -> list[tuple[Any, 
     """Read the file behind the store's back."""
     with raw(store) as connection:
         return connection.execute(sql, parameters).fetchall()
-
-
-def add_executor(
-    store: SqliteTaskStore, *, boot: str | None = None, expires_at_ms: int = FAR_AHEAD
-) -> str:
-    """Add the row of an executor whose process is not there (any more)."""
-    executor_id = new_id("ex_")
-    sql = "INSERT INTO executors VALUES (?, ?, 1, 0, ?, NULL)"
-    change(store, sql, executor_id, boot or boot_id(), expires_at_ms)
-    return executor_id
 
 
 def expires(store: SqliteTaskStore, executor_id: str) -> int:
@@ -190,6 +179,7 @@ async def test_the_lock_is_released_also_when_the_store_refuses(
                 monkeypatch.setattr(_connection, "BUSY_S", 0.05)
             other.execute("ROLLBACK")
         assert "could not be retired" in caplog.text
+        assert is_held(sqlite._locks / f"{executor.executor_id}.lock") is False
         report = await sqlite.sweep(witness.executor_id, 1)
         assert list(report.fenced) == [executor.executor_id]
         assert list(report.ended) == [("t", "ann")]
@@ -230,6 +220,18 @@ async def test_on_this_boot_the_lock_alone_decides(sqlite: SqliteTaskStore, scri
     assert (await scribe.start("u")).status == "running"
 
 
+async def test_without_a_lock_file_the_lease_decides(sqlite: SqliteTaskStore, scribe: Hand) -> None:
+    """Who removes lock files kills nobody: an executor is alive as long as it renews its lease."""
+    executor_id = add_executor(sqlite, expires_at_ms=1000)
+    await Hand(sqlite, executor_id).start("t")
+    (sqlite._locks / f"{executor_id}.lock").unlink()
+    report = await sqlite.sweep(scribe.executor_id, 999, suspect=executor_id)
+    assert (list(report.fenced), list(report.ended)) == ([], [])
+    assert await status(sqlite, "t") == "running"
+    report = await sqlite.sweep(scribe.executor_id, 1000, suspect=executor_id)
+    assert (list(report.fenced), list(report.ended)) == ([executor_id], [("t", "ann")])
+
+
 async def test_after_another_boot_the_lease_decides(sqlite: SqliteTaskStore, scribe: Hand) -> None:
     """Locks do not survive a restart: an executor of another boot is dead when its lease ended."""
     executor_id = add_executor(sqlite, boot="another", expires_at_ms=1000)
@@ -250,7 +252,7 @@ async def test_a_lease_that_is_renewed_meanwhile_is_not_fenced(
     await Hand(sqlite, executor_id).start("t")
     probe = _executors._probe
 
-    def probe_then_renewed(*args: Any) -> list[str]:
+    def probe_then_renewed(*args: Any) -> list[_executors.Registration]:
         dead = probe(*args)
         change(sqlite, "UPDATE executors SET expires_at_ms = 3000 WHERE boot_id = 'another'")
         return dead
@@ -258,6 +260,47 @@ async def test_a_lease_that_is_renewed_meanwhile_is_not_fenced(
     monkeypatch.setattr(_executors, "_probe", probe_then_renewed)
     report = await sqlite.sweep(scribe.executor_id, 2000)
     assert (list(report.fenced), list(report.ended)) == ([], [])
+    assert await status(sqlite, "t") == "running"
+
+
+async def test_what_another_sweep_fenced_first_is_ended_by_both(
+    sqlite: SqliteTaskStore, scribe: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a sweep returns, the tasks of those it found dead have ended, whoever fenced them."""
+    executor_id = add_executor(sqlite)
+    await Hand(sqlite, executor_id).start("t")
+    probe = _executors._probe
+
+    def probe_then_fenced(*args: Any) -> list[_executors.Registration]:
+        dead = probe(*args)
+        change(sqlite, "UPDATE executors SET fenced_at_ms = 1 WHERE executor_id = ?", executor_id)
+        return dead
+
+    monkeypatch.setattr(_executors, "_probe", probe_then_fenced)
+    report = await sqlite.sweep(scribe.executor_id, 5, suspect=executor_id)
+    assert (list(report.fenced), list(report.ended)) == ([], [("t", "ann")])
+    assert await status(sqlite, "t") == "stopped"
+
+
+async def test_a_sweep_of_one_suspect_reads_nothing_of_others(
+    sqlite: SqliteTaskStore, scribe: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at one task of an owner does not cost a row for every task that runs somewhere."""
+    for i in range(50):
+        await scribe.start(f"t{i}")
+    suspect = add_executor(sqlite)
+    await Hand(sqlite, suspect).start("t")
+    survey, seen = _executors._survey, list[Any]()
+
+    def counted(connection: sqlite3.Connection, **given: Any) -> Any:
+        found = survey(connection, **given)
+        seen.extend(row for part in found for row in part)
+        return found
+
+    monkeypatch.setattr(_executors, "_survey", counted)
+    report = await sqlite.sweep(scribe.executor_id, 5, suspect=suspect)
+    assert (list(report.ended), list(report.own_running)) == ([("t", "ann")], [])
+    assert len(seen) == 1
 
 
 async def test_what_starts_between_probe_and_fence_is_not_missed(
@@ -268,7 +311,7 @@ async def test_what_starts_between_probe_and_fence_is_not_missed(
     probe = _executors._probe
     last = Registered(1, executor_id, "ann", "shell", "last words")
 
-    def probe_then_started(*args: Any) -> list[str]:
+    def probe_then_started(*args: Any) -> list[_executors.Registration]:
         dead = probe(*args)
         sqlite._engine.write_from_thread(partial(_changes.apply_event, task_id="t", event=last))
         return dead
@@ -338,6 +381,32 @@ async def test_a_corrupt_orphan_is_reported_and_passed_over(
     assert rows(sqlite, "SELECT status FROM tasks WHERE task_id = 't1'") == [("running",)]
     assert (dead.executor_id,) in rows(sqlite, "SELECT executor_id FROM executors")
     assert rows(sqlite, "SELECT task_id FROM notices ORDER BY 1") == [("t0",), ("t2",)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "why"),
+    [
+        ("task_id = CAST(x'ff' AS TEXT)", r"b'\xff'", "task_id: not UTF-8"),
+        ("executor_id = CAST(x'ff' AS TEXT)", "t1", "executor_id: not UTF-8"),
+        (f"metadata = '{{\"a\":{'[' * 500}{']' * 500}}}'", "t1", "metadata: nested too deeply"),
+    ],
+    ids=["id", "executor", "deep"],
+)
+async def test_damage_of_every_kind_is_reported_by_every_sweep(
+    sqlite: SqliteTaskStore, scribe: Hand, damage: str, name: str, why: str
+) -> None:
+    """Also where the row cannot be found by its id, or the dead one's name cannot be read."""
+    dead = Hand(sqlite, add_executor(sqlite))
+    for i in range(3):
+        await dead.start(f"t{i}")
+    change(sqlite, f"UPDATE tasks SET {damage} WHERE task_id = 't1'")
+    for ended in ([("t0", "ann"), ("t2", "ann")], []):
+        report = await sqlite.sweep(scribe.executor_id, 5)
+        assert list(report.ended) == ended
+        assert [(error.task_id, error.why) for error in report.corrupt] == [(name, why)]
+    page = await sqlite.list_owner("ann")
+    assert [record.task_id for record in page.records] == ["t0", "t2"]
+    assert [error.task_id for error in (await sqlite.inspect()).corrupt] == [name]
 
 
 async def test_a_full_sweep_forgets_the_dead(sqlite: SqliteTaskStore, scribe: Hand) -> None:

@@ -30,7 +30,7 @@ from trio_bgtasks._errors import (
 from trio_bgtasks._lifecycle import ORPHAN_ERROR, AttemptStarted
 from trio_bgtasks._records import Progress, TaskRecord, TaskStatus
 from trio_bgtasks.stores import LeaseTerms, SqliteTaskStore
-from trio_bgtasks.stores.sqlite import _connection, _schema
+from trio_bgtasks.stores.sqlite import _changes, _connection, _schema
 
 from .conftest import Hand
 from .make_schema_db import CONTENT, DATA
@@ -494,6 +494,18 @@ async def test_the_file_of_every_version_can_be_read(version: int, tmp_path: Pat
         assert list((await store.inspect()).integrity) == list[str]()
 
 
+@pytest.mark.parametrize("version", range(1, _schema.SCHEMA_VERSION + 1))
+async def test_an_old_file_becomes_what_a_new_one_is(version: int, tmp_path: Path) -> None:
+    """A file of any version, migrated, has the very tables and indices that a fresh one has."""
+    old, fresh = tmp_path / "old.db", tmp_path / "fresh.db"
+    shutil.copyfile(DATA / f"schema_v{version}.db", old)
+    for path in (old, fresh):
+        async with SqliteTaskStore.open(path):
+            pass
+    schema = "SELECT name, sql FROM sqlite_schema ORDER BY name"
+    assert all_rows(old, schema) == all_rows(fresh, schema)
+
+
 def test_the_newest_version_has_its_file() -> None:
     """A new schema comes with the file that its successors will be tested with."""
     assert (DATA / f"schema_v{_schema.SCHEMA_VERSION}.db").exists()
@@ -629,22 +641,58 @@ async def test_a_corrupt_record_hides_nothing_else(
     assert (await scribe.end("t3")).status == "completed"
 
 
+@pytest.mark.parametrize("field", ["task_id", "owner_thread_id", "idempotency_key"])
+async def test_a_corrupt_record_stops_no_collection(
+    sqlite: SqliteTaskStore, scribe: Hand, field: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stays, is logged, does not use up the page, and hides no owner but a damaged one."""
+    for i in range(4):
+        await scribe.start(f"t{i}", owner=f"o{i}", idempotency_key="k")
+        await scribe.end(f"t{i}")
+    damage(
+        sqlite,
+        f"UPDATE tasks SET {field} = CAST(x'ff' || {field} AS TEXT) WHERE task_id IN ('t0', 't1')",
+    )
+    assert (await sqlite.owners(limit=2))[-1] == ("o3" if field == "owner_thread_id" else "o1")
+    for gone in (["t2"], ["t3"], []):
+        assert await sqlite.collect(None, ended_before_ms=10**9, limit=1) == gone
+    assert "not collected: the stored record of task" in caplog.text
+    assert len((await sqlite.inspect()).corrupt) == 2
+
+
+async def test_a_page_of_a_collection_is_bounded_by_its_output_too(
+    sqlite: SqliteTaskStore, scribe: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To delete much output takes long, and nobody else can write meanwhile."""
+    monkeypatch.setattr(_changes, "_LARGEST_COLLECTION", 250)
+    for i in range(5):
+        await scribe.start(f"t{i}")
+        await scribe.write(f"t{i}", 0, "x" * 100)
+        await scribe.end(f"t{i}")
+    sizes: list[int] = []
+    while gone := await sqlite.collect("ann", ended_before_ms=10**9):
+        sizes.append(len(gone))
+    assert sizes == [3, 2]
+    assert await sqlite.collect("ann", ended_before_ms=10**9, limit=0) == []
+
+
 async def test_a_corrupt_notice_hides_no_other(
     sqlite: SqliteTaskStore, scribe: Hand, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is logged and passed over, and does not use up the page."""
-    for i in range(4):
+    for i in range(5):
         await scribe.start(f"t{i}")
         await scribe.end(f"t{i}")
     damage(
         sqlite,
         "UPDATE notices SET summary = '{' WHERE task_id = 't0'",
         "UPDATE notices SET summary = '{\"task_id\": 1}' WHERE task_id = 't1'",
+        f"UPDATE notices SET summary = '{'[' * 500}{']' * 500}' WHERE task_id = 't4'",
     )
     announced = await sqlite.notices("ann", limit=2)
     assert [notice.summary.task_id for notice in announced] == ["t2", "t3"]
     assert "notice 1 is corrupt" in caplog.text
-    assert [error.task_id for error in (await sqlite.inspect()).corrupt] == ["t0", "t1"]
+    assert [error.task_id for error in (await sqlite.inspect()).corrupt] == ["t0", "t1", "t4"]
 
 
 async def test_a_corrupt_journal_is_named(sqlite: SqliteTaskStore, scribe: Hand) -> None:

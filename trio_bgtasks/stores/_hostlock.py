@@ -4,8 +4,10 @@ The kernel drops a ``flock`` when its last descriptor is closed, however the pro
 never before, however long the process was suspended. Whatever may outlive the process and still do
 its work is given the descriptor (`HostLock.fd`), so that "dead" includes it.
 
-Caveat: everybody must see the same lock folder, which lies beside the database. A container that
-mounts only the database file would find no lock, and take the living for dead.
+A file that is missing proves nothing: somebody may have removed it under the one who holds it. So
+the file stays until its executor has been retired, and where there is none another proof is needed.
+
+Caveat: everybody must see the same lock folder, which lies beside the database.
 """
 
 from __future__ import annotations
@@ -62,15 +64,19 @@ class HostLock:
             # Somebody's sweep came between open and flock and took the file for a stale one.
             os.close(fd)
 
-    def release(self) -> None:
-        """Give up the lock, and remove its file unless something that was given it lives on."""
+    def release(self, *, is_retired: bool = True) -> None:
+        """Give up the lock; if its executor is retired, remove the file that nobody holds any more.
+
+        Otherwise the free file stays, and tells everybody at once that this executor is dead.
+        """
         if self.fd == -1:
             return
         _held.discard(self)
         # Closed, not unlocked: LOCK_UN would also take it from those who were given it.
         os.close(self.fd)
         self.fd = -1
-        remove_if_free(self.path)
+        if is_retired:
+            remove_if_free(self.path)
 
 
 def lock_path(folder: Path, executor_id: str) -> Path:
@@ -78,15 +84,15 @@ def lock_path(folder: Path, executor_id: str) -> Path:
     return folder / f"{executor_id}{_SUFFIX}"
 
 
-def is_held(path: Path) -> bool:
-    """Return whether somebody holds the lock. A missing file is not held; in doubt it is held.
+def is_held(path: Path) -> bool | None:
+    """Return whether somebody holds the lock, in doubt True; None when there is no such file.
 
     The probe is a shared lock: two probes at once do not take each other for the holder.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return False
+        return None
     except OSError:
         return True
     try:

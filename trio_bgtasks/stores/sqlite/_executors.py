@@ -11,12 +11,12 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import trio
 
-from ..._errors import CorruptRecord, StoreClosed, TaskStoreError
+from ..._errors import CorruptRecord, ExecutorAlive, StoreClosed, TaskStoreError
 from ..._lifecycle import Orphaned
 from .._hostlock import HostLock, boot_id, is_held, lock_files, lock_path, remove_if_free
 from .._protocol import LeaseTerms, SweepReport
@@ -50,27 +50,32 @@ async def registered(
     except OSError as error:
         raise TaskStoreError(f"cannot create a lock file in {locks}: {error.strerror}") from error
     executor = SqliteExecutor(lock.executor_id, trio.Event(), (lock.fd,))
+    is_retired = True  # nothing of it is stored yet
     try:
         await engine.write(partial(_register, executor_id=lock.executor_id, terms=terms))
+        is_retired = False
         renewal = _Renewal(engine, executor, terms)
         renewal.start()
         try:
             yield executor
         finally:
             with trio.CancelScope(shield=True):
-                await _retire(engine, renewal, executor.executor_id, terms)
+                is_retired = await _retire(engine, renewal, executor.executor_id, terms)
     finally:
         # Also when the store refused to be told: others see a dead executor by its free lock.
-        lock.release()
+        lock.release(is_retired=is_retired)
 
 
-async def _retire(engine: Engine, renewal: _Renewal, executor_id: str, terms: LeaseTerms) -> None:
+async def _retire(engine: Engine, renewal: _Renewal, executor_id: str, terms: LeaseTerms) -> bool:
     renewal.stop.set()
+    is_retired = True
     try:
         await engine.write(partial(_fence, executor_id=executor_id, at_ms=terms.clock_ms()))
     except TaskStoreError as error:
+        is_retired = False
         _log.warning("executor %s could not be retired: %s", executor_id, error)
     await trio.to_thread.run_sync(renewal.join)
+    return is_retired
 
 
 class _Renewal(threading.Thread):
@@ -152,19 +157,23 @@ class Registration:
     fenced_at_ms: int | None
 
     def is_dead(self, locks: Path, at_ms: int) -> bool:
-        """On this boot of this host the lock alone decides; elsewhere nothing but the lease can."""
+        """On this boot of this host its lock decides; without one nothing but the lease can."""
         if self.fenced_at_ms is not None:
             return True
         if self.boot_id == boot_id():
-            return not is_held(lock_path(locks, self.executor_id))
+            held = is_held(lock_path(locks, self.executor_id))
+            if held is not None:
+                return not held
         return self.expires_at_ms <= at_ms
 
 
-def registrations(connection: sqlite3.Connection) -> list[Registration]:
-    """Return every executor that is known, in order of registration."""
+def registrations(connection: sqlite3.Connection, suspect: str | None = None) -> list[Registration]:
+    """Return every executor that is known, or only ``suspect``, in order of registration."""
+    only = "" if suspect is None else "WHERE executor_id = :suspect"
     rows = connection.execute(
-        "SELECT executor_id, boot_id, pid, registered_at_ms, expires_at_ms, fenced_at_ms "
-        "FROM executors ORDER BY executor_id"
+        "SELECT executor_id, boot_id, pid, registered_at_ms, expires_at_ms, fenced_at_ms "  # noqa: S608
+        f"FROM executors {only} ORDER BY executor_id",
+        {"suspect": suspect},
     ).fetchall()
     return [Registration(*row) for row in rows]
 
@@ -175,50 +184,53 @@ async def sweep(
     """Fence every dead executor, each in its own transaction; then end, in pages, their tasks.
 
     A record that is registered between the probe and the fence is not missed: it is found after
-    the fence, and none follows it.
+    the fence, and none follows it. Who fenced an executor does not matter: whoever found it dead
+    sees to it that its tasks have ended when this returns.
     """
-    rows, forlorn, own = await engine.read(partial(_survey, executor_id=executor_id))
-    if suspect is not None:
-        rows = [row for row in rows if row.executor_id == suspect]
-        forlorn = [name for name in forlorn if name == suspect]
+    rows, forlorn = await engine.read(partial(_survey, suspect=suspect))
     dead = await trio.to_thread.run_sync(_probe, rows, locks, at_ms)
     fenced = [
-        name
-        for name in dead
-        if await engine.write(partial(_fence_dead, executor_id=name, at_ms=at_ms))
+        row.executor_id
+        for row in dead
+        if await engine.write(partial(_fence_dead, row=row, at_ms=at_ms))
     ]
     ended: list[tuple[str, str]] = []
     corrupt: list[CorruptRecord] = []
-    for name in (*fenced, *forlorn):
+    for name in (*(row.executor_id for row in dead), *forlorn):
         after: int | None = 0
         while after is not None:
             end_page = partial(_end_page, executor_id=name, at_ms=at_ms, after=after)
             some, bad, after = await engine.write(end_page)
             ended += some
             corrupt += bad
-    if suspect is None:
-        await _clean_up(engine, locks)
-    return SweepReport(fenced, ended, corrupt, own if suspect is None else ())
+    if suspect is not None:
+        return SweepReport(fenced, ended, corrupt)
+    await _clean_up(engine, locks)
+    own = await engine.read(partial(_running_of, executor_id=executor_id))
+    return SweepReport(fenced, ended, corrupt, own)
 
 
 def _survey(
-    connection: sqlite3.Connection, *, executor_id: str
-) -> tuple[list[Registration], list[str], list[tuple[str, int]]]:
-    """Return who is known, whose running tasks have nobody, and what the sweeper runs."""
+    connection: sqlite3.Connection, *, suspect: str | None
+) -> tuple[list[Registration], list[str]]:
+    """Return who is known, and whose running tasks have nobody; or of ``suspect`` only."""
+    only = "IS NOT NULL" if suspect is None else "= :suspect"
     forlorn = connection.execute(
-        "SELECT DISTINCT executor_id FROM tasks WHERE executor_id IS NOT NULL "
-        "AND executor_id NOT IN (SELECT executor_id FROM executors WHERE fenced_at_ms IS NULL)"
+        f"SELECT DISTINCT executor_id FROM tasks WHERE executor_id {only} "  # noqa: S608
+        "AND executor_id NOT IN (SELECT executor_id FROM executors WHERE fenced_at_ms IS NULL)",
+        {"suspect": suspect},
     ).fetchall()
-    own = connection.execute(
+    return registrations(connection, suspect), [name for (name,) in forlorn]
+
+
+def _running_of(connection: sqlite3.Connection, *, executor_id: str) -> list[tuple[str, int]]:
+    return connection.execute(
         "SELECT task_id, attempt FROM tasks WHERE executor_id = ? ORDER BY seq", (executor_id,)
     ).fetchall()
-    return registrations(connection), [name for (name,) in forlorn], own
 
 
-def _probe(rows: list[Registration], locks: Path, at_ms: int) -> list[str]:
-    return [
-        row.executor_id for row in rows if row.fenced_at_ms is None and row.is_dead(locks, at_ms)
-    ]
+def _probe(rows: list[Registration], locks: Path, at_ms: int) -> list[Registration]:
+    return [row for row in rows if row.fenced_at_ms is None and row.is_dead(locks, at_ms)]
 
 
 def _fence(connection: sqlite3.Connection, *, executor_id: str, at_ms: int) -> None:
@@ -228,12 +240,12 @@ def _fence(connection: sqlite3.Connection, *, executor_id: str, at_ms: int) -> N
     )
 
 
-def _fence_dead(connection: sqlite3.Connection, *, executor_id: str, at_ms: int) -> bool:
-    """Fence, unless it was renewed meanwhile; a lock that was free is never taken again."""
+def _fence_dead(connection: sqlite3.Connection, *, row: Registration, at_ms: int) -> bool:
+    """Fence, unless it was renewed since it was found dead."""
     done = connection.execute(
-        "UPDATE executors SET fenced_at_ms = :at WHERE executor_id = :executor "
-        "AND fenced_at_ms IS NULL AND (boot_id = :boot OR expires_at_ms <= :at)",
-        {"at": at_ms, "executor": executor_id, "boot": boot_id()},
+        "UPDATE executors SET fenced_at_ms = ? WHERE executor_id = ? "
+        "AND fenced_at_ms IS NULL AND expires_at_ms = ?",
+        (at_ms, row.executor_id, row.expires_at_ms),
     )
     return done.rowcount == 1
 
@@ -242,9 +254,10 @@ def _end_page(
     connection: sqlite3.Connection, *, executor_id: str, at_ms: int, after: int
 ) -> tuple[list[tuple[str, str]], list[CorruptRecord], int | None]:
     """End a page of the running tasks of a fenced executor, each in its own savepoint."""
-    rows = connection.execute(
+    # An id that is damaged text is read as bytes, and found by them only if they are text again.
+    rows: list[tuple[int, Any, str, int]] = connection.execute(
         "SELECT seq, task_id, owner_thread_id, attempt FROM tasks "
-        "WHERE executor_id = ? AND seq > ? ORDER BY seq LIMIT ?",
+        "WHERE executor_id = CAST(? AS TEXT) AND seq > ? ORDER BY seq LIMIT ?",
         (executor_id, after, _PAGE),
     ).fetchall()
     ended: list[tuple[str, str]] = []
@@ -252,13 +265,16 @@ def _end_page(
     for _, task_id, owner_thread_id, attempt in rows:
         connection.execute("SAVEPOINT orphan")
         try:
+            if isinstance(task_id, bytes):
+                raise CorruptRecord(str(task_id), "task_id: not UTF-8")  # noqa: TRY301
             apply_event(connection, task_id, Orphaned(at_ms, executor_id, attempt))
             ended.append((task_id, owner_thread_id))
-        except (CorruptRecord, sqlite3.IntegrityError) as error:
+        except (CorruptRecord, ExecutorAlive, sqlite3.IntegrityError) as error:
             connection.execute("ROLLBACK TO orphan")
-            if not isinstance(error, CorruptRecord):
-                error = CorruptRecord(task_id, str(error))
-            corrupt.append(error)
+            if isinstance(error, sqlite3.IntegrityError):
+                error = CorruptRecord(str(task_id), str(error))
+            if isinstance(error, CorruptRecord):
+                corrupt.append(error)
         connection.execute("RELEASE orphan")
     return ended, corrupt, rows[-1][0] if len(rows) == _PAGE else None
 

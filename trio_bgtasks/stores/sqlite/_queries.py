@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from itertools import islice
 from typing import Any, Final
 
 from ..._codec import parse_json, summary_from_json
@@ -81,7 +82,7 @@ def read_output(
         "SELECT output_bytes, output_kept FROM tasks WHERE task_id = ?", (task_id,)
     ).fetchone()
     total, kept = row or (0, 0)
-    first = max(0, total + offset) if offset < 0 else offset
+    first = max(0, total + offset) if offset < 0 else min(offset, total)
     chunks = connection.execute(
         "SELECT start, data FROM task_output WHERE task_id = ?1 AND start >= coalesce("
         "(SELECT max(start) FROM task_output WHERE task_id = ?1 AND start <= ?2), 0) "
@@ -100,14 +101,17 @@ _OWNERS: Final = """
         SELECT (SELECT min(owner_thread_id) FROM tasks WHERE owner_thread_id > owner)
         FROM next WHERE owner IS NOT NULL
     )
-    SELECT owner FROM next WHERE owner IS NOT NULL LIMIT :limit
+    SELECT owner FROM next WHERE owner IS NOT NULL
 """  # one look into the index for each owner, not one for each task
 
 
 def owners(connection: sqlite3.Connection, after: str, limit: int) -> list[str]:
-    """Return the next owners that have records."""
-    rows = connection.execute(_OWNERS, {"after": after, "limit": limit}).fetchall()
-    return [owner for (owner,) in rows]
+    """Return the next owners that have records; one that is damaged text is passed over."""
+    rows = connection.execute(_OWNERS, {"after": after})
+    readable = (owner for (owner,) in rows if isinstance(owner, str))
+    found = list(islice(readable, limit))
+    rows.close()
+    return found
 
 
 def notices(
