@@ -117,14 +117,18 @@ class Liveness:
         return await self._store.sweep(self.executor_id, self._config.clock_ms())
 
     async def settle(self, record: TaskRecord) -> bool:
-        """Look whether the executor of a foreign running record is dead; True if that ended it."""
+        """End the running record of a foreign executor that is dead.
+
+        Return whether the executor is a foreign one: then read the record again, because others may
+        have ended it meanwhile.
+        """
         suspect = record.executor_id
         if suspect is None or suspect == self.executor_id:
             return False
         now = self._config.clock_ms()
         report = await self._store.sweep(self.executor_id, now, suspect=suspect)
         self._take(report)
-        return bool(report.ended) or bool(report.fenced)
+        return True
 
     def _take(self, report: SweepReport) -> None:
         self.orphans += len(report.ended)
