@@ -38,6 +38,7 @@ from trio_bgtasks import (
     Success,
     TaskResult,
     TaskStatus,
+    Tool,
     ToolCallContext,
     ToolResult,
     open_task_manager,
@@ -147,7 +148,6 @@ async def test_a_tool_without_execute_says_that_it_needs_the_wrapper() -> None:
         {"type": "object"},
         {"type": "object", "properties": {}},
         SCHEMA,
-        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object"}}},
     ],
 )
 async def test_every_schema_gets_the_parameter(
@@ -211,15 +211,41 @@ async def test_a_resumable_tool_gets_a_parameter_for_the_id(manager: BackgroundT
             {"properties": {"run_in_background": {}}},
             "tool 'Scripted' already has a parameter 'run_in_background'; rename that one",
         ),
-        ({"properties": []}, "properties of tool 'Scripted' must be an object, not list"),
+        (
+            {"anyOf": [{"$ref": "#/$defs/A"}], "$defs": {"A": {"required": ["run_in_background"]}}},
+            "tool 'Scripted' already has a parameter 'run_in_background'; rename that one",
+        ),
+        (
+            {"propertyNames": {"enum": ["a"]}},
+            (
+                "the schema of tool 'Scripted' refuses 'run_in_background': "
+                '"run_in_background" is not one of "a"'
+            ),
+        ),
+        (
+            {"properties": []},
+            "the schema of tool 'Scripted' is not valid: [] is not of type \"object\"",
+        ),
     ],
 )
 async def test_a_tool_that_cannot_be_wrapped_is_refused_at_once(
     parameters: dict[str, Any], error: str, manager: BackgroundTaskManager
 ) -> None:
-    """A schema that already has the parameter is refused when the tool is wrapped."""
-    with pytest.raises((TypeError, ValueError), match=f"^{error}$"):
+    """A schema without room for the parameter is refused when the tool is wrapped."""
+    with pytest.raises(ValueError, match=f"^{re.escape(error)}$"):
         BackgroundCapable(Scripted(parameters=parameters), manager)
+
+
+async def test_a_closed_schema_is_opened_where_it_is_closed(manager: BackgroundTaskManager) -> None:
+    """What is advertised accepts the parameters also behind references and combinations."""
+    closed = {"properties": {"message": {"type": "string"}}, "additionalProperties": False}
+    parameters = {"oneOf": [{"$ref": "#/$defs/A"}], "$defs": {"A": closed}}
+    tool = BackgroundCapable(Scripted(supports_resume=True, parameters=parameters), manager)
+    for call in ({"message": "hi", "run_in_background": True}, {"task_id": "bg_1"}):
+        tool.validate_args(call)
+        Tool.validate_args(tool, call)  # as a host does, by the advertised schema
+    with pytest.raises(InvalidArguments):
+        Tool.validate_args(tool, {"message": "hi", "other": 1})
 
 
 async def test_wrapping_anything_else_is_refused(manager: BackgroundTaskManager) -> None:

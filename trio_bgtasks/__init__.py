@@ -28,7 +28,6 @@ from ._errors import TaskStoreError as TaskStoreError
 from ._errors import UnknownTask as UnknownTask
 
 # Background execution
-from ._background import RUN_IN_BACKGROUND_PARAM as RUN_IN_BACKGROUND_PARAM
 from ._background import BackgroundCapable as BackgroundCapable
 from ._executable import BackgroundExecutable as BackgroundExecutable
 from ._executable import Rejected as Rejected
@@ -55,6 +54,7 @@ from ._manager import BackgroundTaskManager as BackgroundTaskManager
 from ._manager import open_task_manager as open_task_manager
 
 # Records
+from ._parameters import RUN_IN_BACKGROUND_PARAM as RUN_IN_BACKGROUND_PARAM
 from ._records import Cancelled as Cancelled
 from ._records import ExternalRef as ExternalRef
 from ._records import Failed as Failed

@@ -22,13 +22,13 @@ from ._executable import (
     ForegroundRun,
     Rejected,
     check_supports_resume,
-    finds_ids_by_default,
     is_prepared,
 )
 from ._execution import BackgroundExecution
 from ._json import JsonObject, check_id, clone_json, json_object, new_id
 from ._lifecycle import ANONYMOUS
 from ._manager import BackgroundTaskManager
+from ._parameters import RUN_IN_BACKGROUND_PARAM, parameters_of
 from ._records import (
     Failed,
     Stopped,
@@ -52,24 +52,6 @@ from ._tool import (
 )
 
 log = logging.getLogger("trio_bgtasks.tools")
-
-RUN_IN_BACKGROUND_PARAM = "run_in_background"
-"""The parameter that `BackgroundCapable` adds to a tool."""
-
-_RUN_IN_BACKGROUND: JsonObject = {
-    "type": "boolean",
-    "description": (
-        "If true, execute this tool in the background and return immediately with a task_id. "
-        "Use task_status to check progress later."
-    ),
-}
-_TASK_ID: JsonObject = {
-    "type": "string",
-    "description": (
-        "The task_id of a stopped task of this tool, to resume it with the arguments that it had; "
-        "those passed beside it replace them."
-    ),
-}
 
 
 @attrs.frozen
@@ -106,7 +88,8 @@ class BackgroundCapable(Tool):
     Raises:
         TypeError: ``inner`` is no `BackgroundExecutable`, or ``manager`` no manager; or
             ``supports_resume`` is no boolean.
-        ValueError: the tool has a parameter of that name already.
+        ValueError: the tool has a parameter of that name already, or its schema has no room for
+            one.
     """
 
     def __init__(self, inner: BackgroundExecutable[Any], manager: BackgroundTaskManager) -> None:
@@ -114,28 +97,17 @@ class BackgroundCapable(Tool):
             if not isinstance(value, kind):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(f"BackgroundCapable needs a {kind.__name__}, not {value!r}")
         check_supports_resume(inner.supports_resume)
-        descriptor = inner.descriptor()
-        if RUN_IN_BACKGROUND_PARAM in _properties(descriptor):
-            raise ValueError(
-                f"tool {descriptor.name!r} already has a parameter {RUN_IN_BACKGROUND_PARAM!r}; "
-                "rename that one"
-            )
         self._inner = inner
         self._manager = manager
+        self._parameters = parameters_of(inner)
 
     def __repr__(self) -> str:
         return f"<BackgroundCapable {self._inner!r}>"
 
     def descriptor(self) -> ToolDescriptor:
         """Return the inner one with the added parameters."""
-        descriptor = self._inner.descriptor()
-        properties = _properties(descriptor) | {
-            name: clone_json(schema) for name, schema in self._added(descriptor).items()
-        }
-        return attrs.evolve(
-            descriptor,
-            parameters={"type": "object", **descriptor.parameters, "properties": properties},
-        )
+        schema = clone_json(self._parameters.schema)
+        return attrs.evolve(self._inner.descriptor(), parameters=schema)
 
     def validate_args(self, args: Any) -> None:
         """Check a call that starts a task by the tool's own rules, without the added parameters.
@@ -174,13 +146,6 @@ class BackgroundCapable(Tool):
 
     # ---- reading a call -----------------------------------------------------------------------
 
-    def _added(self, descriptor: ToolDescriptor) -> JsonObject:
-        """Return the parameters that the wrapper adds: a resumable tool needs one for the id."""
-        added: JsonObject = {RUN_IN_BACKGROUND_PARAM: _RUN_IN_BACKGROUND}
-        if finds_ids_by_default(self._inner) and TASK_ID_PARAM not in _properties(descriptor):
-            added[TASK_ID_PARAM] = _TASK_ID
-        return added
-
     def _parse(self, args: object) -> tuple[Args, bool, str | None]:
         """Return the tool's own arguments, and what the added ones said."""
         try:
@@ -198,8 +163,8 @@ class BackgroundCapable(Tool):
                 check_id(task_id, TASK_ID_PARAM)
             except (TypeError, ValueError) as error:
                 raise InvalidArguments(str(error)) from None
-        elif TASK_ID_PARAM in clean and TASK_ID_PARAM in self._added(self._inner.descriptor()):
-            del clean[TASK_ID_PARAM]  # blank: as if it were not there
+        elif TASK_ID_PARAM in self._parameters.added:
+            clean.pop(TASK_ID_PARAM, None)  # blank: as if it were not there
         return clean, background, task_id
 
     @contextmanager
@@ -268,7 +233,7 @@ class BackgroundCapable(Tool):
             }
             given = {name: value for name, value in call.args.items() if name not in carriers}
             merged = {**record.args, **given}
-            own = _properties(self._inner.descriptor())
+            own = self._parameters.own
             declared = {name: value for name, value in carriers.items() if name in own}
             self._inner.validate_args({**clone_json(merged), **declared})
         return self._prepare(call, merged, record.task_id, record)
@@ -398,14 +363,6 @@ class BackgroundCapable(Tool):
         text = f"Task '{attempt.task_id}' ended as {status}" + (f": {error}" if error else "")
         data = _status_data(attempt.task_id, attempt.request.metadata, status, error)
         return ToolResult(self._name, ToolStatus.ERROR, data, text)
-
-
-def _properties(descriptor: ToolDescriptor) -> JsonObject:
-    properties = descriptor.parameters.get("properties", {})
-    if not isinstance(properties, dict):
-        kind = type(properties).__name__
-        raise TypeError(f"properties of tool {descriptor.name!r} must be an object, not {kind}")
-    return properties
 
 
 def _status_data(
