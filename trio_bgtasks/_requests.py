@@ -114,7 +114,8 @@ class StartRequest:
         args: What a resume will be given again; JSON.
         metadata: Shown in the summary; JSON.
         supports_resume: May the task be resumed after it was stopped?
-        idempotency_key: Used before by this owner: nothing is started.
+        idempotency_key: Used before by this owner: nothing is started. Only starts have keys: that
+            of a resume is not recorded.
         deadline_s: Seconds that an attempt's body may take; None: the manager's default.
         resume_attempt: The attempt that stopped, for a resume.
 

@@ -148,7 +148,8 @@ class ToolCallContext:
         thread_id: The conversation that will own what is started.
         run_id: The run that makes the call; the parent of what is started outside any task.
         agent_id: The agent that makes the call.
-        idempotency_key: Calls of one owner with the same key start one task.
+        idempotency_key: Calls of one owner with the same key start one task. Only starts have keys:
+            a call that resumes a task records none, and repeated it may resume the task again.
 
     Raises:
         TypeError, ValueError: a field is no string; an id is too long or holds a control character.
