@@ -13,11 +13,13 @@ import trio.testing
 from tests.support import (
     OTHER,
     OWNER,
+    FaultyStore,
     Gate,
     assert_idle,
     done,
     ended,
     forever,
+    grow,
     opened,
     request,
     stored,
@@ -195,6 +197,42 @@ async def test_a_resumed_child_of_a_live_task_does_not_wait(
         await manager.close_owner(OWNER)
         summary = await manager.start(request(task_id="child", resume_attempt=1), forever)
         assert not summary.queued
+
+
+async def test_a_grandchild_of_a_live_task_does_not_wait(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Also where the task between them has ended: what holds the place may wait for it."""
+    async with opened(attempts_total=1) as manager:
+        gates = await grow(manager, "top", "between<top", "leaf<between")
+        gates["between"].opened.set()
+        await manager.wait(OWNER, "between")
+        told = request(task_id="told", parent_task_id="between")
+        assert not (await manager.start(told, done)).queued
+
+
+async def test_a_parent_that_cannot_be_read_is_no_ancestor(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The start is stored all the same; it waits for a place like any other."""
+    store = FaultyStore()
+    async with opened(store, attempts_total=1) as manager:
+        gates = await grow(manager, "top", "between<top")
+        gates["between"].opened.set()
+        await manager.wait(OWNER, "between")
+        for fault in ("before", "hang"):
+            store.break_down("load", fault=fault)
+            assert (await manager.start(request(parent_task_id="between"), done)).queued
+
+
+async def test_nobody_is_its_own_ancestor(autojump_clock: trio.testing.MockClock) -> None:
+    """Nor is one that waits for a place itself: a bound is a bound."""
+    async with opened(attempts_total=1) as manager:
+        await manager.start(request(), forever)
+        for task_id in ("a", "b"):
+            mine = request(task_id=task_id, parent_task_id=task_id)
+            assert (await manager.start(mine, forever)).queued
+        assert (await manager.start(request(parent_task_id="a"), forever)).queued
 
 
 async def test_foreground_runs_are_not_counted(autojump_clock: trio.testing.MockClock) -> None:

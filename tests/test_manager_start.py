@@ -183,6 +183,25 @@ async def test_a_key_is_bound_to_its_type(autojump_clock: trio.testing.MockClock
         assert_idle(manager)
 
 
+async def test_a_repeated_start_with_its_own_id_is_recalled(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The key comes first: it is answered by the task that it started, live here or not."""
+    async with open_task_manager() as manager:
+        gate = Gate()
+        again = request(task_id="t", idempotency_key="key")
+        for _ in range(3):
+            assert (await manager.start(again, gate)).status is TaskStatus.RUNNING
+        with pytest.raises(TaskExists):
+            await manager.start(request(task_id="t", idempotency_key="other"), gate)
+        with pytest.raises(TaskExists):
+            await manager.start(request(OTHER, task_id="t", idempotency_key="key"), gate)
+        gate.opened.set()
+        await manager.wait(OWNER, "t")
+        assert (await manager.start(again, gate)).status is TaskStatus.COMPLETED
+    assert gate.runs == [("t", 1)]
+
+
 async def test_concurrent_starts_with_one_key(autojump_clock: trio.testing.MockClock) -> None:
     """Exactly one runs, on several machines, too; all are answered by it."""
     store, gate, answers = MemoryTaskStore(), Gate(), list[str]()

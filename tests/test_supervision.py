@@ -42,6 +42,7 @@ from trio_bgtasks import (
     TaskStatus,
     open_task_manager,
 )
+from trio_bgtasks._slots import Slot
 
 # ---- owner nurseries -----------------------------------------------------------------------------
 
@@ -155,11 +156,20 @@ class Odd(BaseException):
     """Neither an Exception nor one that ends a program."""
 
 
+def nested(depth: int) -> BaseException:
+    """Return groups in groups, deeper than the stack."""
+    error: Exception = ValueError("at the bottom")
+    for _ in range(depth):
+        error = ExceptionGroup("g", [error])
+    return error
+
+
 ERRORS: list[tuple[BaseException, str]] = [
     (ValueError("bad"), "ValueError: bad"),
     (Unprintable(), "Unprintable: <its __str__ raised RuntimeError>"),
     (SystemExit(3), "SystemExit: 3"),
     (Odd("odd"), "Odd: odd"),
+    (GeneratorExit("odd"), "GeneratorExit: odd"),
     (
         BaseExceptionGroup("x", [ValueError("a"), ExceptionGroup("y", [KeyError("b")])]),
         "ValueError: a; KeyError: 'b'",
@@ -211,6 +221,45 @@ async def test_a_foreground_exception_reaches_its_caller(
         assert (await stored(store, "t")).status is TaskStatus.FAILED
         assert_idle(manager)
         assert await manager.take_notices(OWNER) == []
+
+
+class Liar:
+    """A value that cannot even be asked what it is."""
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError
+
+    @__class__.setter
+    def __class__(self, _: Any) -> None: ...
+
+
+async def test_an_end_that_cannot_be_read_fails_its_task_only(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a body returns or raises may be anything; no logging of it touches the others."""
+
+    class Filter(logging.Filter):
+        def filter(self, _: logging.LogRecord) -> bool:
+            raise RuntimeError("broken filter")
+
+    monkeypatch.setattr(logging.getLogger("trio_bgtasks.supervision"), "filters", [Filter()])
+
+    async def liar(_: BackgroundExecution, __: trio.CancelScope) -> Any:
+        await trio.lowlevel.checkpoint()
+        return Liar()
+
+    async with open_task_manager() as manager:
+        await manager.start(request(task_id="other"), forever)
+        for body in (liar, raising(nested(2000)), raising(ValueError("bad"))):
+            summary = await ended(manager, await manager.start(request(), body))
+            assert summary.status is TaskStatus.FAILED
+            assert summary.error is not None
+            assert summary.error.startswith(("the end of the attempt could not be", "ValueError: "))
+        assert await manager.run(request(), liar) == Failed(
+            "the end of the attempt could not be read: RuntimeError"
+        )
+        assert [task.task_id for task in manager.live(OWNER)] == ["other"]
 
 
 async def test_a_body_that_is_no_coroutine_function_fails_its_task(
@@ -427,6 +476,31 @@ def test_ctrl_c_while_the_manager_closes() -> None:
     with pytest.raises(KeyboardInterrupt):
         trio.run(main)
     assert trio.run(stored, store, "t").status is TaskStatus.STOPPED
+
+
+def test_ctrl_c_while_closing_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not come between the first attempt that is stopped and the last."""
+    store = MemoryTaskStore()
+    stop = Slot.stop
+    stopped: list[str] = []
+
+    def press(self: Slot, reason: str) -> None:
+        if not stopped:
+            signal.raise_signal(signal.SIGINT)
+        stopped.append(self.task_id)
+        stop(self, reason)
+
+    async def main() -> None:
+        async with open_task_manager(store) as manager:
+            await manager.start(request(task_id="a"), forever)
+            await manager.start(request(task_id="b"), forever)
+            await trio.testing.wait_all_tasks_blocked()
+            monkeypatch.setattr(Slot, "stop", press)
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+    assert stopped == ["a", "b"]
+    assert trio.run(stored, store, "b").status is TaskStatus.STOPPED
 
 
 # ---- foreground ----------------------------------------------------------------------------------

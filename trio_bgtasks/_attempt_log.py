@@ -65,6 +65,7 @@ class AttemptLog:
         self._progress: Progress | None = None
         self._progress_after = -math.inf
         self._closed = False
+        self._refused = False  # the store takes no more output of this attempt
         # Made with the helper: most attempts say nothing, and are started by the thousand.
         self._news: trio.Event
         self._drained: trio.Event
@@ -72,7 +73,7 @@ class AttemptLog:
 
     def write(self, text: str) -> None:
         """Take ``text``; over the bound, the oldest unsent text is given up."""
-        self._check_open()
+        self.check_open()
         data = clean_text(text).encode()
         self._parts.append(data)
         self._pending += len(data)
@@ -85,13 +86,13 @@ class AttemptLog:
 
     def report(self, progress: Progress) -> None:
         """Take the latest progress; it replaces one that was not stored yet."""
-        self._check_open()
+        self.check_open()
         self._progress = progress
         self._wake()
 
     async def drained(self) -> None:
         """Wait until unsent output is below the high-water mark again."""
-        while self._pending > _HIGH_WATER and not self._closed:
+        while self._pending > _HIGH_WATER and not (self._closed or self._refused):
             await self._drained.wait()
 
     def close(self) -> tuple[int, str, Progress | None]:
@@ -103,14 +104,17 @@ class AttemptLog:
         if self._flushing is not None:
             self._drained.set()
             self._flushing.cancel()
-        return *self._unsent(), self._progress
+        unsent = self._unsent()
+        self._parts.clear()  # whoever keeps the execution does not keep its output
+        return *unsent, self._progress
 
     def _unsent(self) -> tuple[int, str]:
         data = b"".join(self._parts)
         self._parts = deque([data] if data else ())
         return self._offset, data.decode()
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise `StaleAttempt` once the body has ended."""
         if self._closed:
             port = self._port
             raise StaleAttempt(port.task_id, port.attempt, port.attempt, "ended")
@@ -144,7 +148,10 @@ class AttemptLog:
                 try:
                     await self._flush()
                 except Refused:
-                    return  # the attempt is over; its end takes the rest along, or it lost its task
+                    # The attempt is over; its end takes the rest along, or it lost its task.
+                    self._refused = True
+                    self._drained.set()
+                    return
                 except Exception as error:  # noqa: BLE001 - a store may fail in any way
                     log.warning(
                         "output not stored yet: %s: %s",
@@ -180,6 +187,8 @@ class AttemptLog:
             self._progress = None
 
     def _stored(self, end: int) -> None:
+        if self._closed:
+            return
         if end > self._offset:
             self._drop(end - self._offset)
         if self._pending <= _HIGH_WATER:

@@ -10,7 +10,7 @@ import trio
 from ._errors import Refused, TaskNotRunning, TaskStoreError
 from ._hints import Hints
 from ._lifecycle import CancelRequested
-from ._records import TaskRecord, TaskSummary
+from ._records import TaskRecord, TaskStatus, TaskSummary
 from ._requests import CancelledTree, ManagerConfig
 from ._slots import Slot
 from ._waits import StoreWaits
@@ -53,8 +53,8 @@ class Canceller:
             raise
         except Exception as error:
             slot = self._slots.get(record.task_id)
-            if slot is None:
-                raise
+            if slot is None or record.status is not TaskStatus.RUNNING:
+                raise  # what is live there is a later attempt, if it is ever stored
             return self._cancel_unsaved(slot, record, now, error)
         slot = self._slots.get(record.task_id)
         if slot is None:
@@ -97,8 +97,10 @@ class Canceller:
                 cancelled was.
         """
         tree = _Tree(self._store, self._config, self._waits, self._slots, self.cancel, root)
-        while await tree.cancel_pass():
-            pass
+        # The caller may be of the tree itself: it is not to end half-way. Each step is bounded.
+        with trio.CancelScope(shield=True):
+            while await tree.cancel_pass():
+                pass
         return tree.result()
 
 

@@ -105,6 +105,7 @@ class BackgroundExecution:
         """
         copied = json_value(value, "checkpoint")
         await trio.lowlevel.checkpoint()
+        self._log.check_open()
         port = self._port
         await port.write(CheckpointSaved(port.clock_ms(), port.executor_id, port.attempt, copied))
         self.checkpoint = clone_json(copied)

@@ -68,10 +68,10 @@ class Liveness:
 
         Raises whatever the store raises before that; afterwards it is tried again, for ever.
         """
-        opened = False
+        opened, config = False, self._config
         while not over.is_set():
             try:
-                async with self._store.executor(self._config.lease) as handle:
+                async with self._store.executor(config.lease, config.clock_ms) as handle:
                     self._handle = handle
                     if not opened:
                         self._take(await self._sweep())
@@ -172,7 +172,7 @@ class Liveness:
             await trio.sleep(self._config.poll_s)
             for slot in list(self._slots.values()):
                 if slot.mark_error is not None:
-                    await self._bounded(self._mark, slot, what="cancel mark")
+                    await self._bounded(store_mark, self._store, slot, what="cancel mark")
             if self._slots:
                 await self._bounded(self._see_marks, what="poll for cancels")
 
@@ -182,13 +182,6 @@ class Liveness:
             if slot is not None and "cancel" not in slot.reasons:
                 slot.stop("cancel")
 
-    async def _mark(self, slot: Slot) -> None:
-        """Store the cancel mark that could not be stored before."""
-        assert slot.cancel_at_ms is not None
-        with suppress(Refused):  # the end took the mark along
-            await self._store.apply(slot.task_id, CancelRequested(slot.cancel_at_ms))
-        slot.mark_error = None
-
     async def _bounded(
         self, afn: Callable[[*_Args], Awaitable[None]], *args: *_Args, what: str
     ) -> None:
@@ -197,6 +190,14 @@ class Liveness:
             await _guarded(afn, *args, what=what)
             return
         log.warning("%s failed: the store did not answer in time", what)
+
+
+async def store_mark(store: TaskStore, slot: Slot) -> None:
+    """Store the cancel mark that could not be stored before."""
+    assert slot.cancel_at_ms is not None
+    with suppress(Refused):  # the end took the mark along
+        await store.apply(slot.task_id, CancelRequested(slot.cancel_at_ms))
+    slot.mark_error = None
 
 
 async def _guarded(afn: Callable[[*_Args], Awaitable[None]], *args: *_Args, what: str) -> None:

@@ -100,11 +100,14 @@ def counted(outcome: TaskResult, record: TaskRecord | None, attempt: int) -> Tas
 
 def leaves(error: BaseException) -> list[BaseException]:
     """Return the exceptions of a group, or the exception itself."""
-    if not isinstance(error, BaseExceptionGroup):
-        return [error]
     found: list[BaseException] = []
-    for part in error.exceptions:  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-        found += leaves(part)  # pyright: ignore[reportUnknownArgumentType]
+    ahead = [error]  # no recursion: groups may be nested deeper than the stack is
+    while ahead:
+        part = ahead.pop()
+        if isinstance(part, BaseExceptionGroup):
+            ahead += reversed(part.exceptions)  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
+        else:
+            found.append(part)
     return found
 
 

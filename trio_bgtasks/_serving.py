@@ -37,6 +37,7 @@ class Services:
         self._hints = hints
 
     @asynccontextmanager
+    @trio.lowlevel.enable_ki_protection  # the block itself is not ours, and not protected
     async def serve(self) -> AsyncGenerator[None, None]:
         """Run the services in a task beside the block, shielded once it is open; close in order."""
         failure: BaseException | None = None
@@ -49,8 +50,8 @@ class Services:
                         yield
                     except BaseException as error:  # noqa: ASYNC103, BLE001 - raised again below
                         failure = error
-                    self._begin_closing()
                     closing.set()
+                    self._begin_closing()
         except BaseExceptionGroup as group:
             # Opening failed, or Ctrl-C came while we were closing: a nursery wraps it.
             failure = leaves(group)[0]
@@ -103,10 +104,13 @@ class Services:
         self._liveness.ready.set()  # who waits for an executor is to see that it is too late
 
     async def _end_attempts(self) -> None:
-        """Wait for every attempt's end; name those that do not end, each grace period."""
+        """Wait for every attempt's end; name those that do not end, each grace period.
+
+        But once a second at most: the grace may be as short as one likes.
+        """
         slots = self._supervisor.slots
         while slots:
-            with trio.move_on_after(self._config.shutdown_grace_s or LAST_WRITE_S) as grace:
+            with trio.move_on_after(max(self._config.shutdown_grace_s, LAST_WRITE_S)) as grace:
                 for slot in list(slots.values()):
                     await slot.freed.wait()
             if grace.cancelled_caught and slots:

@@ -11,7 +11,9 @@ import trio
 from ._errors import (
     CorruptRecord,
     ExecutorFenced,
+    IdempotencyKeyUsed,
     InvalidValue,
+    ParentCancelled,
     Refused,
     StoreBusy,
     TaskExists,
@@ -35,6 +37,7 @@ log = logging.getLogger("trio_bgtasks.manager")
 StartEvent: TypeAlias = Registered | AttemptStarted
 
 _READ_BACK_S = 0.05
+_MAX_LINEAGE = 100  # generations that are looked up for one start
 
 
 class _AnswerUnknown(Exception):
@@ -85,7 +88,12 @@ class Starter:
         except BaseException:
             self._supervisor.free(slot)
             raise
-        self._admitted(slot, record)
+        slot.record = record
+        slot.lineage = await self._lineage(record.parent_task_id)
+        places = self._supervisor.places
+        if slot.background and places.bounded and not self._has_live_ancestor(slot):
+            slot.ticket = places.claim(slot.owner_thread_id)
+        slot.answered.set()
         return slot
 
     async def _reserve(
@@ -97,6 +105,7 @@ class Starter:
         owner = None
         while True:
             supervisor.check_open(owner_thread_id)
+            self._check_parent(task_id, request)
             executor = self._liveness.current
             if (other := supervisor.slots.get(task_id)) is not None:
                 await self._answer_of(other, request)
@@ -115,40 +124,63 @@ class Starter:
         supervisor.reserve(slot)
         return slot
 
+    def _check_parent(self, task_id: str, request: StartRequest) -> None:
+        """Refuse what the store would refuse, had it taken the cancel of the parent already."""
+        parent = None if request.resume_attempt is not None else self._parent_of(request)
+        if parent is not None:
+            above = self._supervisor.slots.get(parent)
+            if above is not None and above.mark_error is not None:
+                raise ParentCancelled(task_id, parent)
+
     async def _answer_of(self, other: Slot, request: StartRequest) -> None:
         """Let another call for this id get its answer; raise if the task is live then."""
         await other.answered.wait()
         if self._supervisor.slots.get(other.task_id) is not other:
             return
+        record, key = other.record, request.idempotency_key
         if request.resume_attempt is None:
+            used = None if record is None else (record.owner_thread_id, record.idempotency_key)
+            if key is not None and used == (request.owner_thread_id, key):
+                raise IdempotencyKeyUsed(other.task_id, key)
             raise TaskExists(other.task_id, TaskStatus.RUNNING)
-        record = other.record
         theirs = other.owner_thread_id, None if record is None else record.task_type
         if theirs != (request.owner_thread_id, request.task_type):
             raise UnknownTask(other.task_id)
         raise TaskNotStopped(other.task_id, TaskStatus.RUNNING)
 
-    def _admitted(self, slot: Slot, record: TaskRecord) -> None:
-        slot.record = record
-        slot.lineage = self._lineage(record.parent_task_id)
-        places = self._supervisor.places
-        if slot.background and places.bounded and not self._has_live_ancestor(slot):
-            slot.ticket = places.claim(slot.owner_thread_id)
-        slot.answered.set()
+    async def _lineage(self, parent: str | None) -> tuple[str, ...]:
+        """Return the parent, then those above it, up to the first live one and what is live above.
 
-    def _lineage(self, parent: str | None) -> tuple[str, ...]:
-        if parent is None:
-            return ()
+        Where places are bounded, those that have ended are looked up in the store.
+        """
         slots = self._supervisor.slots
-        above = slots.get(parent)
-        # Those that ended are left out: each task may start the next one, for ever.
-        return parent, *(() if above is None else (i for i in above.lineage if i in slots))
+        lineage: list[str] = []
+        while parent is not None and parent not in lineage and len(lineage) < _MAX_LINEAGE:
+            lineage.append(parent)
+            above = slots.get(parent)
+            if above is not None:
+                # Those that ended are left out: each task may start the next one, for ever.
+                lineage += [task_id for task_id in above.lineage if task_id in slots]
+                break
+            parent = await self._parent_above(parent) if self._supervisor.places.bounded else None
+        return tuple(lineage)
+
+    async def _parent_above(self, task_id: str) -> str | None:
+        with self._waits.bound(self._config.write_grace_s, shield=True):
+            try:
+                record = await self._store.load(task_id)
+            except Exception as error:  # noqa: BLE001 - it then waits for a place, like any other
+                log.warning("parent not read: %s", error, extra={"task_id": task_id})
+            else:
+                return None if record is None else record.parent_task_id
+        return None
 
     def _has_live_ancestor(self, slot: Slot) -> bool:
         """Is it started by, or below, what holds a place? Who holds one never waits for one."""
-        slots = self._supervisor.slots
-        started_within = any(True for _ in ambient(self._supervisor))
-        return started_within or any(task_id in slots for task_id in slot.lineage)
+        if any(True for _ in ambient(self._supervisor)):
+            return True
+        above = (self._supervisor.slots.get(i) for i in slot.lineage if i != slot.task_id)
+        return any(other is not None and not other.queued for other in above)
 
     async def _store_start(self, slot: Slot, event: StartEvent) -> TaskRecord:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -15,11 +16,21 @@ from ._attempt_log import AttemptLog, AttemptPort
 from ._errors import ExecutorFenced, InvalidValue, ManagerClosed, Refused
 from ._execution import Ambient, BackgroundExecution
 from ._hints import Hints
-from ._lifecycle import Finished
+from ._lifecycle import CancelRequested, Finished
+from ._liveness import store_mark
 from ._outcome import LEASE_LOST, BodyEnd, counted, leaves, outcome_of
 from ._owners import Owners
 from ._places import Places
-from ._records import Cancelled, Failed, Progress, Stopped, Success, TaskRecord, TaskResult
+from ._records import (
+    Cancelled,
+    Failed,
+    Progress,
+    Stopped,
+    Success,
+    TaskRecord,
+    TaskResult,
+    TaskStatus,
+)
 from ._requests import ManagerConfig
 from ._slots import Slot
 from ._waits import StoreWaits
@@ -148,12 +159,15 @@ class Supervisor:
         slot.running = False
         self._leave_place(slot)
         self._note_unasked_cancel(slot, end)
-        outcome = outcome_of(end, slot.reasons, deadline_s=slot.deadline_s)
-        self._log_end(slot, end, outcome)
-        if outcome is None:
+        outcome = _outcome_of(slot, end)
+        if outcome is not None:
+            await self._record_end(slot, self._finished(slot, record.attempt, outcome, *unsent))
+        elif slot.mark_error is None:
             self.free(slot)
         else:
-            await self._record_end(slot, self._finished(slot, record.attempt, outcome, *unsent))
+            self._start_soon(partial(self._store_mark, slot), f"cancel mark of {slot.task_id}")
+        with suppress(Exception):  # a logging filter of the host's must not end the others
+            self._log_end(slot, end, outcome)
         if end.raised is not None:
             self._pass_interrupt_on(slot, end.raised)
         return end, self._counted(slot, record.attempt, outcome)
@@ -161,6 +175,7 @@ class Supervisor:
     async def _run_body(self, slot: Slot, execution: BackgroundExecution, body: Body) -> BodyEnd:
         """Run the body if it may still start; let nothing out."""
         ran = False
+        task = trio.lowlevel.current_task()
         try:
             with slot.scope:
                 if slot.ticket is not None:
@@ -172,9 +187,9 @@ class Supervisor:
                         self._start_soon(partial(self._deadline, slot), "deadline")
                     with Ambient(execution, self):
                         return BodyEnd(await _unprotected(body, execution, slot.scope))
-        except GeneratorExit:
-            raise  # the run was torn down: nothing can be awaited any more
-        except BaseException as error:  # noqa: ASYNC103, BLE001 - all are recorded, some passed on
+        except BaseException as error:  # noqa: ASYNC103 - all are recorded, some passed on
+            if isinstance(error, GeneratorExit) and not _is_running(task):
+                raise  # the run was torn down: nothing can be awaited any more
             return BodyEnd(raised=error, ran=ran)  # noqa: ASYNC104
         return BodyEnd(ran=False)  # the scope took the cancellation
 
@@ -274,11 +289,18 @@ class Supervisor:
             except Exception as failure:  # noqa: BLE001 - a store may fail in any way
                 return _named(failure)
             slot.end_error = None
-            self.finished += 1
+            self.finished += slot.record is not None  # there may have been no such start
             return None
         return "the store did not answer in time"
 
     async def _apply_end(self, slot: Slot, event: Finished) -> TaskRecord | None:
+        record = await self._finish(slot, event)
+        if slot.cancel_at_ms is None or record is None or record.status is not TaskStatus.STOPPED:
+            return record
+        # It was accepted while the end was on its way, which did not take it along.
+        return await self._store.apply(slot.task_id, CancelRequested(slot.cancel_at_ms))
+
+    async def _finish(self, slot: Slot, event: Finished) -> TaskRecord | None:
         try:
             return await self._store.apply(slot.task_id, event)
         except InvalidValue as blame:
@@ -315,6 +337,18 @@ class Supervisor:
             self.given_up[slot.task_id] = slot.end_error or ""
         self.free(slot)
 
+    async def _store_mark(self, slot: Slot) -> None:
+        """Store the accepted cancel of an attempt that lost its lease, and with it its end."""
+        delay = _RETRY_FIRST_S
+        while slot.mark_error is not None and not self._waits.over:
+            delay = await self._pause(delay)
+            with self._waits.bound(self._config.write_grace_s):
+                try:
+                    await store_mark(self._store, slot)
+                except Exception as error:  # noqa: BLE001 - a store may fail in any way
+                    log.warning("task %s: %s", slot.task_id, _named(error), extra=slot.extra())
+        self.free(slot)
+
     async def _pause(self, delay: float) -> float:
         """Wait before a retry; return how long to wait next time. Closing hurries the first."""
         with self._waits.bound(delay):
@@ -330,6 +364,21 @@ def _caller_is_cancelled(slot: Slot) -> bool:
     if slot.background:
         return False
     return trio.current_effective_deadline() <= trio.current_time()
+
+
+def _is_running(task: trio.lowlevel.Task) -> bool:
+    try:
+        return trio.lowlevel.current_task() is task
+    except RuntimeError:
+        return False
+
+
+def _outcome_of(slot: Slot, end: BodyEnd) -> TaskResult | None:
+    """Return the outcome to record, also of a body whose end cannot be described."""
+    try:
+        return outcome_of(end, slot.reasons, deadline_s=slot.deadline_s)
+    except Exception as error:  # noqa: BLE001 - what a body returns or raises may be anything
+        return Failed(f"the end of the attempt could not be read: {type(error).__name__}")
 
 
 def _named(error: BaseException) -> str:
