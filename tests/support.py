@@ -33,7 +33,7 @@ from trio_bgtasks import (
     TaskSummary,
     open_task_manager,
 )
-from trio_bgtasks.stores import ExecutorHandle, RecordPage, SweepReport
+from trio_bgtasks.stores import ExecutorHandle, RecordPage, SweepReport, wall_clock_ms
 
 T = TypeVar("T")
 
@@ -178,8 +178,10 @@ class StoreWrapper:
     async def cancel_marks(self, executor_id: str) -> list[str]:
         return await self.around("cancel_marks", lambda: self.inner.cancel_marks(executor_id))
 
-    def executor(self, terms: LeaseTerms) -> AbstractAsyncContextManager[ExecutorHandle]:
-        return self.inner.executor(terms)
+    def executor(
+        self, terms: LeaseTerms, clock_ms: Callable[[], int] = wall_clock_ms
+    ) -> AbstractAsyncContextManager[ExecutorHandle]:
+        return self.inner.executor(terms, clock_ms)
 
 
 Fault = Literal["before", "after", "hang", "hang after", "slow"]
@@ -258,13 +260,15 @@ class StallingStore(StoreWrapper):
     """The memory store of a machine that never renews its lease: who sweeps finds it dead."""
 
     @asynccontextmanager
-    async def _executor(self, terms: LeaseTerms) -> AsyncGenerator[ExecutorHandle, None]:
-        async with self.inner.executor(terms) as handle:
+    async def _executor(self, *terms: Any) -> AsyncGenerator[ExecutorHandle, None]:
+        async with self.inner.executor(*terms) as handle:
             cast("Any", handle).renewal.cancel()
             yield handle
 
-    def executor(self, terms: LeaseTerms) -> AbstractAsyncContextManager[ExecutorHandle]:
-        return self._executor(terms)
+    def executor(
+        self, terms: LeaseTerms, clock_ms: Callable[[], int] = wall_clock_ms
+    ) -> AbstractAsyncContextManager[ExecutorHandle]:
+        return self._executor(terms, clock_ms)
 
 
 class ReplaceableStore(StoreWrapper):
@@ -275,13 +279,15 @@ class ReplaceableStore(StoreWrapper):
         self.handles: list[ExecutorHandle] = []
 
     @asynccontextmanager
-    async def _executor(self, terms: LeaseTerms) -> AsyncGenerator[ExecutorHandle, None]:
-        async with self.inner.executor(terms) as handle:
+    async def _executor(self, *terms: Any) -> AsyncGenerator[ExecutorHandle, None]:
+        async with self.inner.executor(*terms) as handle:
             self.handles.append(handle)
             yield handle
 
-    def executor(self, terms: LeaseTerms) -> AbstractAsyncContextManager[ExecutorHandle]:
-        return self._executor(terms)
+    def executor(
+        self, terms: LeaseTerms, clock_ms: Callable[[], int] = wall_clock_ms
+    ) -> AbstractAsyncContextManager[ExecutorHandle]:
+        return self._executor(terms, clock_ms)
 
 
 async def contents(store: TaskStore) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -39,6 +40,7 @@ from trio_bgtasks import (
     ManagerClosed,
     MemoryTaskStore,
     Registered,
+    SqliteTaskStore,
     StoreBusy,
     Success,
     TaskNotRunning,
@@ -47,7 +49,7 @@ from trio_bgtasks import (
     TaskStatus,
     TaskStoreError,
 )
-from trio_bgtasks.stores import ExecutorHandle, SweepReport
+from trio_bgtasks.stores import ExecutorHandle, SweepReport, wall_clock_ms
 
 ORPHAN = "No live executor found; marked stopped"
 
@@ -322,15 +324,17 @@ class HardToOpen(ReplaceableStore):
     tries = 0
 
     @asynccontextmanager
-    async def _hard(self, terms: LeaseTerms) -> AsyncGenerator[ExecutorHandle, None]:
+    async def _hard(self, *terms: Any) -> AsyncGenerator[ExecutorHandle, None]:
         self.tries += 1
         if self.tries in (2, 3):
             raise OSError("not now")
-        async with super().executor(terms) as handle:
+        async with super().executor(*terms) as handle:
             yield handle
 
-    def executor(self, terms: LeaseTerms) -> AbstractAsyncContextManager[ExecutorHandle]:
-        return self._hard(terms)
+    def executor(
+        self, terms: LeaseTerms, clock_ms: Callable[[], int] = wall_clock_ms
+    ) -> AbstractAsyncContextManager[ExecutorHandle]:
+        return self._hard(terms, clock_ms)
 
 
 @pytest.mark.parametrize("close", [False, True])
@@ -373,6 +377,17 @@ async def test_a_start_that_finds_itself_fenced_may_be_repeated(
         assert_idle(manager)
         assert (await ended(manager, await manager.start(request(task_id="t"), done))).result
         assert len(store.handles) == 2
+
+
+async def test_there_is_one_wall_clock(tmp_path: Path) -> None:
+    """What the store writes down of an executor has the time of the manager's clock."""
+    async with (
+        SqliteTaskStore.open(tmp_path / "tasks.db") as store,
+        opened(store, clock_ms=lambda: 1000) as manager,
+    ):
+        (executor,) = (await store.inspect()).executors
+        assert executor.executor_id == manager.statistics().executor_id
+        assert executor.registered_at_ms == 1000
 
 
 # ---- left behind ---------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import attrs
 import pytest
@@ -37,7 +38,7 @@ from trio_bgtasks import (
     TaskStoreError,
     open_task_manager,
 )
-from trio_bgtasks.stores import ExecutorHandle
+from trio_bgtasks.stores import ExecutorHandle, wall_clock_ms
 
 # ---- an outage -----------------------------------------------------------------------------------
 
@@ -324,15 +325,17 @@ class RetiringBadly(FaultyStore):
     hangs = False
 
     @asynccontextmanager
-    async def _executor(self, terms: LeaseTerms) -> AsyncGenerator[ExecutorHandle, None]:
-        async with self.inner.executor(terms) as handle:
+    async def _executor(self, *terms: Any) -> AsyncGenerator[ExecutorHandle, None]:
+        async with self.inner.executor(*terms) as handle:
             yield handle
             if self.hangs:
                 await trio.sleep_forever()
             raise OSError("not retired")
 
-    def executor(self, terms: LeaseTerms) -> AbstractAsyncContextManager[ExecutorHandle]:
-        return self._executor(terms)
+    def executor(
+        self, terms: LeaseTerms, clock_ms: Callable[[], int] = wall_clock_ms
+    ) -> AbstractAsyncContextManager[ExecutorHandle]:
+        return self._executor(terms, clock_ms)
 
 
 @pytest.mark.parametrize("hangs", [False, True])

@@ -12,6 +12,7 @@ import trio
 
 from ._announcing import AT_ONCE, Announcer
 from ._cancelling import Canceller
+from ._checks import check_int, check_seconds
 from ._errors import IdempotencyKeyUsed, ManagerClosed, UnknownTask
 from ._execution import ambient
 from ._hints import Hints, Subscription
@@ -30,8 +31,6 @@ from ._requests import (
     ManagerConfig,
     ManagerStatistics,
     StartRequest,
-    check_int,
-    check_seconds,
     cutoff_ms,
 )
 from ._serving import Services
@@ -564,6 +563,14 @@ def _check_status(value: object) -> TaskStatus:
         raise ValueError(f"status must be one of {', '.join(TaskStatus)}, not {value!r}") from None
 
 
+def _check_store(store: object) -> None:
+    # Stores are duck-typed; what is given instead is a class, a path, or a store not entered yet.
+    methods = (getattr(store, "apply", None), getattr(store, "executor", None))
+    if isinstance(store, type) or not all(map(callable, methods)):
+        kind = f"the class {store.__name__}" if isinstance(store, type) else type(store).__name__
+        raise TypeError(f"store must be an open TaskStore, not {kind}")
+
+
 def open_task_manager(
     store: TaskStore | None = None, *, config: ManagerConfig | None = None
 ) -> AbstractAsyncContextManager[BackgroundTaskManager]:
@@ -574,10 +581,13 @@ def open_task_manager(
     of the manager is left. An exception of the block leaves as it was raised.
 
     Raises:
+        TypeError: ``store`` is no store, or not an open one; ``config`` is no `ManagerConfig`.
         TaskStoreError: at the start: the store failed; at the end: it refused ends to the last, and
             the text names those tasks.
         RuntimeError: the block ends within an attempt of the manager itself.
     """
+    if store is not None:
+        _check_store(store)
     if config is not None and not isinstance(config, ManagerConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"config must be a ManagerConfig, not {type(config).__name__}")
     return _Opened(

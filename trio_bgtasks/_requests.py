@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 
+from ._checks import check_int, check_period, check_seconds
 from ._json import JsonObject, JsonValue, check_id, clean_text, json_object
 from ._records import TaskSummary
 from .stores import LeaseTerms, wall_clock_ms
-
-_INT_MAX = (1 << 63) - 1  # what every store can hold
 
 # Validators take the attribute and value as Any: attrs' own types would narrow them to the declared
 # type, and to find that a value is not of it is what they are for.
@@ -52,8 +50,7 @@ def _check_seconds(_: object, attribute: attrs.Attribute[Any], value: Any) -> No
 
 
 def _check_period(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if check_seconds(value, attribute.name) == 0:
-        raise ValueError(f"{attribute.name} must be more than 0: it is the pause of a loop")
+    check_period(value, attribute.name)
 
 
 def _check_count(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -75,28 +72,9 @@ def _check_callable(_: object, attribute: attrs.Attribute[Any], value: Any) -> N
         raise TypeError(f"{attribute.name} must be a function, not {type(value).__name__}")
 
 
-def check_seconds(value: object, field: str) -> float:
-    """Return ``value`` if it is a finite number, 0 or more; the error names ``field``."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{field} must be a number of seconds, not {type(value).__name__}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{field} must be finite and not negative, not {value}")
-    return value
-
-
 def cutoff_ms(now_ms: int, age_s: float) -> int:
     """Return the time ``age_s`` before ``now_ms``, not before the epoch."""
     return int(max(0.0, now_ms - age_s * 1000))
-
-
-def check_int(value: object, field: str, *, least: int = -_INT_MAX) -> int:
-    """Return ``value`` if it is an integer of 64 bits, ``least`` or more; see `check_seconds`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{field} must be an integer, not {type(value).__name__}")
-    if not least <= value <= _INT_MAX:
-        bound = f"at least {least}" if value < least else "within 64 bits"
-        raise ValueError(f"{field} must be {bound}, not {value}")
-    return value
 
 
 @attrs.frozen(kw_only=True)
@@ -151,11 +129,13 @@ class ManagerConfig:
         attempts_total: Concurrent background attempts in all.
         output_bytes: Output kept of a task; the newest is kept. At least 1024.
         description_chars: Length of a description.
-        shutdown_grace_s: How long closing waits for the store, and between its warnings.
+        shutdown_grace_s: How long closing waits for the store, and between its warnings (those: 1 s
+            at least).
         attempt_deadline_s: How long a body may run.
         owner_idle_s: When an owner's nursery without attempts is released.
         retention_s: How long ended records are kept.
-        write_grace_s: How long one write that must happen may hold up a cancelled caller.
+        write_grace_s: How long one write that must happen may hold up a cancelled caller; more than
+            0, as is every period.
         sweep_s: The time between two sweeps.
         poll_s: How soon a cancel that another process accepted is seen.
         lease: How the executor proves that it is alive.
@@ -170,7 +150,7 @@ class ManagerConfig:
     attempt_deadline_s: float | None = attrs.field(default=None, validator=_check_seconds)
     owner_idle_s: float = attrs.field(default=60.0, validator=_check_seconds)
     retention_s: float | None = attrs.field(default=None, validator=_check_seconds)
-    write_grace_s: float = attrs.field(default=5.0, validator=_check_seconds)
+    write_grace_s: float = attrs.field(default=5.0, validator=_check_period)
     sweep_s: float = attrs.field(default=15.0, validator=_check_period)
     poll_s: float = attrs.field(default=2.0, validator=_check_period)
     lease: LeaseTerms = attrs.field(default=LeaseTerms(), validator=_check_lease)

@@ -88,7 +88,7 @@ async def make(target: Path) -> None:
         path = Path(folder) / "tasks.db"
         async with (
             SqliteTaskStore.open(path) as store,
-            store.executor(LeaseTerms(clock_ms=lambda: 1000)) as executor,
+            store.executor(LeaseTerms(), lambda: 1000) as executor,
         ):
             await fill(store, executor.executor_id)
             # On a host that nobody knows: only its lease tells that it is dead.

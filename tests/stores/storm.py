@@ -4,7 +4,7 @@ Every answer that it got is a line of its log, written before the next call: ``s
 ``end ID VALUE``, or ``error TEXT``. What it does, ``what`` says:
 
 * ``storm``: as many starts and ends as it can.
-* ``idle``: one start, with a lease of no length, then nothing until there is a file LOG.go; one
+* ``idle``: one start, with a lease that is long over, then nothing until there is a file LOG.go; one
   end.
 * ``full``: a storm on a disk that is full after a while; the errors it saw; then, with room, one
   start more.
@@ -24,11 +24,10 @@ import trio
 from trio_bgtasks._errors import StoreBusy, TaskStoreError
 from trio_bgtasks._lifecycle import Finished, Registered
 from trio_bgtasks._records import Success
-from trio_bgtasks.stores import LeaseTerms, SqliteTaskStore
+from trio_bgtasks.stores import LeaseTerms, SqliteTaskStore, wall_clock_ms
 from trio_bgtasks.stores.sqlite import _connection
 
 CLIENTS = 20
-NO_LEASE = LeaseTerms(lease_s=0.001, renew_s=3600)
 
 
 class Writer:
@@ -76,13 +75,21 @@ def no_race(version: tuple[int, ...] = ()) -> bool:
     return version == (0,)
 
 
+def long_ago_ms() -> int:
+    """Return a time at which a lease that was renewed then is long over."""
+    return 1
+
+
 async def main(path: Path, log: Path, what: str) -> None:
     """Do what is asked."""
     if what.endswith("wal"):
         _connection.has_wal_reset_race = no_race
-    terms = NO_LEASE if what == "idle" else LeaseTerms()
+    clock_ms = long_ago_ms if what == "idle" else wall_clock_ms
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    async with SqliteTaskStore.open(path) as store, store.executor(terms) as executor:
+    async with (
+        SqliteTaskStore.open(path) as store,
+        store.executor(LeaseTerms(), clock_ms) as executor,
+    ):
         writer = Writer(store, executor.executor_id, descriptor)
         if what == "idle":
             await writer.start(f"{os.getpid()}")

@@ -13,11 +13,14 @@ from typing import Protocol
 import attrs
 import trio
 
+from .._checks import check_period
 from .._errors import CorruptRecord
 from .._lifecycle import Event
 from .._records import JournalEntry, Notice, OutputPage, TaskRecord, TaskStatus
 
 PAGE = 200
+
+_LONGEST_LEASE_S = 1e9  # a thread waits for no more, and no store could write when it ends
 
 
 def wall_clock_ms() -> int:
@@ -32,12 +35,24 @@ class LeaseTerms:
     ``lease_s`` after its last renewal it may be taken for dead where no lock says otherwise; it is
     renewed every ``renew_s``, but not while the loop has not ticked for ``stall_s``. None is the
     store's default: never on a lock, nor in memory, where everybody waits for the same loop.
+
+    Raises:
+        TypeError: one is not a number.
+        ValueError: one is not positive and finite, or a lease runs out before it is renewed.
     """
 
     lease_s: float = 30.0
     renew_s: float = 10.0
     stall_s: float | None = None
-    clock_ms: Callable[[], int] = wall_clock_ms
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what cannot be kept."""
+        if check_period(self.lease_s, "lease_s") > _LONGEST_LEASE_S:
+            raise ValueError(f"lease_s must be at most {_LONGEST_LEASE_S:.0f}")
+        if check_period(self.renew_s, "renew_s") >= self.lease_s:
+            raise ValueError("renew_s must be less than lease_s: the lease would run out")
+        if self.stall_s is not None:
+            check_period(self.stall_s, "stall_s")
 
 
 class ExecutorHandle(Protocol):
@@ -165,8 +180,13 @@ class TaskStore(Protocol):
         """Return the next owners that have records, in order of their ids."""
         ...
 
-    def executor(self, terms: LeaseTerms) -> AbstractAsyncContextManager[ExecutorHandle]:
-        """Register a fresh executor, keep its lease renewed, and retire it (fenced) at the end."""
+    def executor(
+        self, terms: LeaseTerms, clock_ms: Callable[[], int] = wall_clock_ms
+    ) -> AbstractAsyncContextManager[ExecutorHandle]:
+        """Register a fresh executor, keep its lease renewed, and retire it (fenced) at the end.
+
+        ``clock_ms`` is the wall clock for what the store writes down of it.
+        """
         ...
 
     async def sweep(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
 from operator import itemgetter
@@ -32,7 +32,7 @@ from .._lifecycle import (
 )
 from .._records import JournalEntry, Notice, OutputPage, TaskRecord, TaskStatus, evolved
 from ._output import new_chunks, output_page
-from ._protocol import PAGE, ExecutorHandle, LeaseTerms, RecordPage, SweepReport
+from ._protocol import PAGE, ExecutorHandle, LeaseTerms, RecordPage, SweepReport, wall_clock_ms
 
 # The JSON that a change brings into the record.
 _BRINGS: dict[type[object], tuple[str, ...]] = {
@@ -339,8 +339,11 @@ class MemoryTaskStore:
         return executor is None or executor.fenced
 
     @asynccontextmanager
-    async def executor(self, terms: LeaseTerms) -> AsyncGenerator[ExecutorHandle, None]:
-        """See `TaskStore.executor`."""
+    async def executor(
+        self, terms: LeaseTerms, clock_ms: Callable[[], int] = wall_clock_ms
+    ) -> AsyncGenerator[ExecutorHandle, None]:
+        """See `TaskStore.executor`; leases run on Trio's clock."""
+        del clock_ms
         now = trio.current_time()
         executor = _Executor(new_id("ex_"), terms, now + terms.renew_s, now + terms.lease_s)
         self._executors[executor.executor_id] = executor

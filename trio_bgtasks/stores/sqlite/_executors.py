@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -41,40 +41,73 @@ class SqliteExecutor:
 
 
 @asynccontextmanager
+@trio.lowlevel.enable_ki_protection
 async def registered(
-    engine: Engine, locks: Path, terms: LeaseTerms
+    engine: Engine, locks: Path, terms: LeaseTerms, clock_ms: Callable[[], int]
 ) -> AsyncGenerator[SqliteExecutor, None]:
     """Take the lock, then store the row, so that a row without a lock is always a dead one's."""
     try:
-        lock = await trio.to_thread.run_sync(HostLock.acquire, locks)
+        lock = await engine.in_thread(HostLock.acquire, locks)
     except OSError as error:
         raise TaskStoreError(f"cannot create a lock file in {locks}: {error.strerror}") from error
     executor = SqliteExecutor(lock.executor_id, trio.Event(), (lock.fd,))
     is_retired = True  # nothing of it is stored yet
     try:
-        await engine.write(partial(_register, executor_id=lock.executor_id, terms=terms))
+        lease = _Lease(lock.executor_id, round(terms.lease_s * 1000), clock_ms)
+        await engine.write(lease.register)
         is_retired = False
-        renewal = _Renewal(engine, executor, terms)
+        renewal = _Renewal(engine, executor, terms, lease)
         renewal.start()
         try:
             yield executor
         finally:
             with trio.CancelScope(shield=True):
-                is_retired = await _retire(engine, renewal, executor.executor_id, terms)
+                is_retired = await _retire(engine, renewal, lease)
     finally:
         # Also when the store refused to be told: others see a dead executor by its free lock.
         lock.release(is_retired=is_retired)
 
 
-async def _retire(engine: Engine, renewal: _Renewal, executor_id: str, terms: LeaseTerms) -> bool:
+@attrs.frozen
+class _Lease:
+    """The row of one executor, as it writes it itself."""
+
+    executor_id: str
+    lease_ms: int
+    clock_ms: Callable[[], int]
+
+    def register(self, connection: sqlite3.Connection) -> None:
+        now = self.clock_ms()
+        connection.execute(
+            "INSERT INTO executors (executor_id, boot_id, pid, registered_at_ms, expires_at_ms) "
+            "VALUES (?, ?, ?, ?, ?)",
+            (self.executor_id, boot_id(), os.getpid(), now, now + self.lease_ms),
+        )
+
+    def renew(self, connection: sqlite3.Connection) -> bool:
+        """Extend the lease; return False when it is fenced or gone: never resurrect."""
+        renewed = connection.execute(
+            "UPDATE executors SET expires_at_ms = ? WHERE executor_id = ? AND fenced_at_ms IS NULL",
+            (self.clock_ms() + self.lease_ms, self.executor_id),
+        )
+        return renewed.rowcount == 1
+
+    def fence(self, connection: sqlite3.Connection) -> None:
+        connection.execute(
+            "UPDATE executors SET fenced_at_ms = ? WHERE executor_id = ? AND fenced_at_ms IS NULL",
+            (self.clock_ms(), self.executor_id),
+        )
+
+
+async def _retire(engine: Engine, renewal: _Renewal, lease: _Lease) -> bool:
     renewal.stop.set()
     is_retired = True
     try:
-        await engine.write(partial(_fence, executor_id=executor_id, at_ms=terms.clock_ms()))
+        await engine.write(lease.fence)
     except TaskStoreError as error:
         is_retired = False
-        _log.warning("executor %s could not be retired: %s", executor_id, error)
-    await trio.to_thread.run_sync(renewal.join)
+        _log.warning("executor %s could not be retired: %s", lease.executor_id, error)
+    await engine.in_thread(renewal.join)
     return is_retired
 
 
@@ -85,18 +118,21 @@ class _Renewal(threading.Thread):
     file's only write lock, and a renewal shares the commit of whatever is being written anyway.
     """
 
-    def __init__(self, engine: Engine, executor: SqliteExecutor, terms: LeaseTerms) -> None:
+    def __init__(
+        self, engine: Engine, executor: SqliteExecutor, terms: LeaseTerms, lease: _Lease
+    ) -> None:
         super().__init__(name=f"bgtasks-lease {executor.executor_id}", daemon=True)
         self.stop = threading.Event()
         self._engine = engine
         self._executor = executor
         self._terms = terms
+        self._lease = lease
         self._token = trio.lowlevel.current_trio_token()
         self._asked_at: float | None = None  # when the loop was asked for a sign of life
 
     def run(self) -> None:
         """Renew until told to stop, or until the row says that this executor is dead."""
-        renew = partial(_renew, executor_id=self._executor.executor_id, terms=self._terms)
+        renew = self._lease.renew
         while not self.stop.wait(self._terms.renew_s):
             try:
                 if self._loop_is_stalled():
@@ -121,25 +157,6 @@ class _Renewal(threading.Thread):
 
     def _answer(self) -> None:
         self._asked_at = None
-
-
-def _register(connection: sqlite3.Connection, *, executor_id: str, terms: LeaseTerms) -> None:
-    now = terms.clock_ms()
-    connection.execute(
-        "INSERT INTO executors (executor_id, boot_id, pid, registered_at_ms, expires_at_ms) "
-        "VALUES (?, ?, ?, ?, ?)",
-        (executor_id, boot_id(), os.getpid(), now, now + round(terms.lease_s * 1000)),
-    )
-
-
-def _renew(connection: sqlite3.Connection, *, executor_id: str, terms: LeaseTerms) -> bool:
-    """Extend the lease; return False when the executor is fenced or gone: never resurrect."""
-    expires = terms.clock_ms() + round(terms.lease_s * 1000)
-    renewed = connection.execute(
-        "UPDATE executors SET expires_at_ms = ? WHERE executor_id = ? AND fenced_at_ms IS NULL",
-        (expires, executor_id),
-    )
-    return renewed.rowcount == 1
 
 
 # ---- the sweep -----------------------------------------------------------------------------------
@@ -188,7 +205,7 @@ async def sweep(
     sees to it that its tasks have ended when this returns.
     """
     rows, forlorn = await engine.read(partial(_survey, suspect=suspect))
-    dead = await trio.to_thread.run_sync(_probe, rows, locks, at_ms)
+    dead = await engine.in_thread(_probe, rows, locks, at_ms)
     fenced = [
         row.executor_id
         for row in dead
@@ -231,13 +248,6 @@ def _running_of(connection: sqlite3.Connection, *, executor_id: str) -> list[tup
 
 def _probe(rows: list[Registration], locks: Path, at_ms: int) -> list[Registration]:
     return [row for row in rows if row.fenced_at_ms is None and row.is_dead(locks, at_ms)]
-
-
-def _fence(connection: sqlite3.Connection, *, executor_id: str, at_ms: int) -> None:
-    connection.execute(
-        "UPDATE executors SET fenced_at_ms = ? WHERE executor_id = ? AND fenced_at_ms IS NULL",
-        (at_ms, executor_id),
-    )
 
 
 def _fence_dead(connection: sqlite3.Connection, *, row: Registration, at_ms: int) -> bool:
@@ -284,7 +294,7 @@ async def _clean_up(engine: Engine, locks: Path) -> None:
     known, obsolete = await engine.read(_known_executors)
     if obsolete:
         await engine.write(partial(_forget, executor_ids=obsolete))
-    await trio.to_thread.run_sync(_remove_stale, locks, known.difference(obsolete))
+    await engine.in_thread(_remove_stale, locks, known.difference(obsolete))
 
 
 def _known_executors(connection: sqlite3.Connection) -> tuple[set[str], list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,14 @@ from typing import Any, get_args
 
 from ..._lifecycle import Event
 from ..._records import JournalEntry, Notice, OutputPage, TaskRecord, TaskStatus
-from .._protocol import PAGE, ExecutorHandle, LeaseTerms, RecordPage, SweepReport
+from .._protocol import (
+    PAGE,
+    ExecutorHandle,
+    LeaseTerms,
+    RecordPage,
+    SweepReport,
+    wall_clock_ms,
+)
 from . import _changes, _executors, _queries
 from ._connection import Synchronous
 from ._engine import Engine
@@ -151,9 +158,11 @@ class SqliteTaskStore:
 
     # ---- executors ----------------------------------------------------------------------------
 
-    def executor(self, terms: LeaseTerms) -> AbstractAsyncContextManager[ExecutorHandle]:
+    def executor(
+        self, terms: LeaseTerms, clock_ms: Callable[[], int] = wall_clock_ms
+    ) -> AbstractAsyncContextManager[ExecutorHandle]:
         """See `TaskStore.executor`. Held by a file lock; the lease serves after a restart."""
-        return _executors.registered(self._engine, self._locks, terms)
+        return _executors.registered(self._engine, self._locks, terms, clock_ms)
 
     async def sweep(
         self, executor_id: str, at_ms: int, *, suspect: str | None = None
