@@ -269,17 +269,21 @@ async def test_a_corrupt_record_in_the_way_of_a_read_back_is_not_ours(
         assert_idle(manager)
 
 
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("foreground", [False, True])
 async def test_a_value_that_the_store_blames_fails_the_task(
-    autojump_clock: trio.testing.MockClock, *, foreground: bool
+    autojump_clock: trio.testing.MockClock, *, foreground: bool, times: int
 ) -> None:
-    """A result that the store refuses for itself is not retried: the task is failed with that."""
+    """A result that the store refuses for itself is not retried: the task is failed with that.
+
+    The last output is kept, unless it is refused, too.
+    """
     store = FaultyStore()
 
     async def body(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
         await trio.lowlevel.checkpoint()
-        store.break_down("apply", last=1, error=lambda: InvalidValue("result: too strange"))
-        await execution.write_output("lost with it")
+        store.break_down("apply", last=times, error=lambda: InvalidValue("result: too strange"))
+        await execution.write_output("last words")
         return Success("strange")
 
     async with opened(store) as manager:
@@ -291,6 +295,8 @@ async def test_a_value_that_the_store_blames_fails_the_task(
             await manager.wait(OWNER, "t")
         record = await stored(store, "t")
         assert (record.status, record.error) == (TaskStatus.FAILED, "result: too strange")
+        page = await store.read_output("t", offset=0, limit=99)
+        assert page.text == ("last words" if times == 1 else "")
 
 
 # ---- opening and closing -------------------------------------------------------------------------

@@ -304,14 +304,20 @@ class Supervisor:
         try:
             return await self._store.apply(slot.task_id, event)
         except InvalidValue as blame:
-            # The value itself is refused, for ever: that is how the attempt ends.
-            failed = attrs.evolve(event, outcome=Failed(str(blame)), output="", progress=None)
-            return await self._store.apply(slot.task_id, failed)
+            return await self._finish_refused(slot, attrs.evolve(event, outcome=_failed(blame)))
         except Refused as refusal:
             # An earlier try was applied after all, or somebody else ended the attempt for good.
             if isinstance(refusal, ExecutorFenced):
                 slot.executor.lost.set()
             return await self._store.load(slot.task_id)
+
+    async def _finish_refused(self, slot: Slot, event: Finished) -> TaskRecord:
+        """End an attempt, as failed, of which the store refuses the result, or the last words."""
+        try:
+            return await self._store.apply(slot.task_id, event)
+        except InvalidValue as blame:
+            bare = attrs.evolve(event, outcome=_failed(blame), output="", progress=None)
+            return await self._store.apply(slot.task_id, bare)
 
     def _retry_later(self, slot: Slot, event: Finished, error: str) -> None:
         self._note_unsaved(slot, event, error)
@@ -379,6 +385,10 @@ def _outcome_of(slot: Slot, end: BodyEnd) -> TaskResult | None:
         return outcome_of(end, slot.reasons, deadline_s=slot.deadline_s)
     except Exception as error:  # noqa: BLE001 - what a body returns or raises may be anything
         return Failed(f"the end of the attempt could not be read: {type(error).__name__}")
+
+
+def _failed(blame: InvalidValue) -> Failed:
+    return Failed(str(blame))
 
 
 def _named(error: BaseException) -> str:
