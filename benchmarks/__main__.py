@@ -22,7 +22,8 @@ from . import _baselines, _ours
 from ._measure import Contender, Figure, compare
 
 CLIENTS = (1, 10, 100, 1000)
-RAW, SINGLE, GROUP = "raw nursery", "one commit per write", "group-commit loop"
+RAW, SCOPED = "raw nursery", "checkpoint and scope"
+SINGLE, GROUP = "one commit per write", "group-commit loop"
 
 
 async def memory(rounds: int, scale: float) -> list[Figure]:
@@ -31,6 +32,7 @@ async def memory(rounds: int, scale: float) -> list[Figure]:
     burst = await compare(
         Contender(f"burst of {tasks:,}", tasks, partial(_ours.burst, tasks)),
         Contender(RAW, tasks, partial(_baselines.raw_burst, tasks)),
+        Contender(SCOPED, tasks, partial(_baselines.scoped_burst, tasks)),
         rounds=rounds,
     )
     return [burst] + [
@@ -103,14 +105,15 @@ def _clients(count: int) -> str:
 
 
 def _table(title: str, figures: list[Figure]) -> None:
-    names = list(figures[0].baselines)
+    names = list({name: None for figure in figures for name in figure.baselines})
     print(f"\n{title}\n")
     print("| load | tasks/s |" + "".join(f" {name}, tasks/s | ratio |" for name in names))
     print("| --- | ---: |" + " ---: | ---: |" * len(names))
     for figure in figures:
         cells = [figure.name, f"{figure.tasks_per_s:,.0f}"]
         for name in names:
-            cells += [f"{figure.baselines[name]:,.0f}", f"{figure.ratios[name]:.2g}"]
+            rate, ratio = figure.baselines.get(name), figure.ratios.get(name)
+            cells += ["", ""] if rate is None else [f"{rate:,.0f}", f"{ratio:.2g}"]
         print("| " + " | ".join(cells) + " |")
 
 
