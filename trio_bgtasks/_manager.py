@@ -13,7 +13,7 @@ import trio
 from ._announcing import AT_ONCE, Announcer
 from ._cancelling import Canceller
 from ._checks import check_int, check_seconds
-from ._errors import IdempotencyKeyUsed, ManagerClosed, UnknownTask
+from ._errors import IdempotencyKeyUsed, ManagerClosed, TaskStoreError, UnknownTask
 from ._execution import ambient
 from ._hints import Hints, Subscription
 from ._json import JsonObject, check_id
@@ -227,6 +227,8 @@ class BackgroundTaskManager:
 
         Raises:
             RuntimeError: called from within a task that it would wait for.
+            TaskStoreError: the manager closed meanwhile and gave up ends that the store refused;
+                the text names those tasks.
         """
         check_id(owner_thread_id, "owner_thread_id")
         await trio.lowlevel.checkpoint()
@@ -244,6 +246,11 @@ class BackgroundTaskManager:
             closing[owner_thread_id] -= 1
             if not closing[owner_thread_id]:
                 del closing[owner_thread_id]
+        given_up = self._supervisor.ends.given_up
+        lost = [f"{s.task_id}: {given_up[s.task_id]}" for s in mine if s.task_id in given_up]
+        if lost:
+            ends = f"{len(lost)} ends of owner thread {owner_thread_id!r}"
+            raise TaskStoreError(f"{ends} are not stored: {'; '.join(lost)}")
 
     def _bodies_around(self) -> Iterator[Slot]:
         """Yield the attempts that cannot end before this call: from the innermost outwards."""
@@ -337,6 +344,8 @@ class BackgroundTaskManager:
             for error in page.corrupt:
                 log.error("left out of a list: %s", error, extra={"task_id": error.task_id})
             after = page.next_after
+            if after is not None:
+                await trio.lowlevel.checkpoint()
         return records
 
     async def has_running_tasks(self, owner_thread_id: str) -> bool:
@@ -471,6 +480,7 @@ class BackgroundTaskManager:
             count += len(gone)
             for task_id in gone:
                 self._hints.changed(owner_thread_id, task_id)
+            await trio.lowlevel.cancel_shielded_checkpoint()  # others' turn; it is applied already
         return count
 
     async def find(self, task_id: str) -> TaskRecord | None:
@@ -485,6 +495,7 @@ class BackgroundTaskManager:
         owners: list[str] = []
         while page := await self._store.owners(after=owners[-1] if owners else ""):
             owners += page
+            await trio.lowlevel.checkpoint()
         return owners
 
     def statistics(self) -> ManagerStatistics:
@@ -502,9 +513,9 @@ class BackgroundTaskManager:
             waiters=self._hints.waiters,
             subscribers=self._hints.subscribers,
             started=supervisor.started,
-            finished=supervisor.finished,
+            finished=supervisor.ends.finished,
             orphans=self._liveness.orphans,
-            write_retries=supervisor.write_retries,
+            write_retries=supervisor.ends.write_retries,
         )
 
     # ---- shared -------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ class Services:
             raise unsaved
 
     def _unsaved(self) -> TaskStoreError | None:
-        ends = self._supervisor.given_up
+        ends = self._supervisor.ends.given_up
         if not ends:
             return None
         lost = "; ".join(f"{task_id}: {text}" for task_id, text in ends.items())

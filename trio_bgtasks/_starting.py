@@ -83,7 +83,7 @@ class Starter:
         try:
             record = await self._store_start(slot, event)
         except _AnswerUnknown as unknown:
-            self._supervisor.end_unconfirmed(slot, _attempt_of(event), unknown.error)
+            self._supervisor.ends.unconfirmed(slot, _attempt_of(event), unknown.error)
             _reraise(unknown.error)
         except BaseException:
             self._supervisor.free(slot)

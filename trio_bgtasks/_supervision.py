@@ -9,27 +9,22 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias
 
-import attrs
 import trio
 
 from ._attempt_log import AttemptLog, AttemptPort
-from ._errors import ExecutorFenced, InvalidValue, ManagerClosed, Refused
+from ._ending import Ends
+from ._errors import ManagerClosed
 from ._execution import Ambient, BackgroundExecution
 from ._hints import Hints
-from ._lifecycle import CancelRequested, Finished
-from ._liveness import store_mark
 from ._outcome import LEASE_LOST, BodyEnd, counted, leaves, outcome_of
 from ._owners import Owners
 from ._places import Places
 from ._records import (
     Cancelled,
     Failed,
-    Progress,
     Stopped,
     Success,
-    TaskRecord,
     TaskResult,
-    TaskStatus,
 )
 from ._requests import ManagerConfig
 from ._slots import Slot
@@ -39,10 +34,6 @@ from .stores import TaskStore
 log = logging.getLogger("trio_bgtasks.supervision")
 
 Body: TypeAlias = Callable[[BackgroundExecution, trio.CancelScope], Awaitable[TaskResult]]
-
-_RETRY_FIRST_S = 0.1
-_RETRY_MOST_S = 5.0
-UNCONFIRMED = "Its start could not be confirmed in time; its body did not run"
 
 
 class Supervisor:
@@ -54,15 +45,14 @@ class Supervisor:
         self._store = store
         self._config = config
         self._hints = hints
-        self._waits = waits
         self.slots: dict[str, Slot] = {}
         self.owners = Owners(config.owner_idle_s)
         self.closing_owners: Counter[str] = Counter()
         self.places = Places(config.attempts_per_owner, config.attempts_total)
-        self.started = self.finished = self.write_retries = 0
-        self.given_up: dict[str, str] = {}
+        self.started = 0
         self.interrupted: KeyboardInterrupt | None = None
         self._closing = trio.Event()
+        self.ends = Ends(store, config, waits, self._closing, self.free, self._start_soon)
         self._nursery: trio.Nursery | None = None
         self._on_interrupt: Callable[[], None] = lambda: None
 
@@ -161,11 +151,11 @@ class Supervisor:
         self._note_unasked_cancel(slot, end)
         outcome = _outcome_of(slot, end)
         if outcome is not None:
-            await self._record_end(slot, self._finished(slot, record.attempt, outcome, *unsent))
+            await self.ends.record(slot, record.attempt, outcome, *unsent)
         elif slot.mark_error is None:
             self.free(slot)
         else:
-            self._start_soon(partial(self._store_mark, slot), f"cancel mark of {slot.task_id}")
+            self.ends.owe_mark(slot)
         with suppress(Exception):  # a logging filter of the host's must not end the others
             self._log_end(slot, end, outcome)
         if end.raised is not None:
@@ -236,134 +226,6 @@ class Supervisor:
         cancelled = slot.cancel_at_ms is not None or "cancel" in slot.reasons
         return Cancelled() if cancelled and not isinstance(outcome, Success) else outcome
 
-    # ---- the end of an attempt ----------------------------------------------------------------
-
-    def _finished(
-        self,
-        slot: Slot,
-        attempt: int,
-        outcome: TaskResult,
-        output_offset: int = 0,
-        output: str = "",
-        progress: Progress | None = None,
-    ) -> Finished:
-        now = self._config.clock_ms()
-        mark = slot.cancel_at_ms
-        if mark is None and "cancel" in slot.reasons and not isinstance(outcome, Success):
-            mark = now
-        return Finished(
-            now,
-            slot.executor.executor_id,
-            attempt,
-            outcome,
-            mark,
-            output_offset,
-            output,
-            self._config.output_bytes,
-            announce=slot.background or slot.caller_gone,
-            progress=progress,
-        )
-
-    def end_unconfirmed(self, slot: Slot, attempt: int, error: BaseException) -> None:
-        """End an attempt whose start may have been stored, but whose body was not run."""
-        self._retry_later(slot, self._finished(slot, attempt, Stopped(UNCONFIRMED)), _named(error))
-        slot.answered.set()
-
-    async def _record_end(self, slot: Slot, event: Finished) -> None:
-        """Store the end and free the slot; leave that to a helper if the store does not take it."""
-        try:
-            error = await self._try_end(slot, event)
-        except BaseException as interrupt:  # Ctrl-C reaches the main task in a shield, too
-            self._retry_later(slot, event, _named(interrupt))
-            raise
-        if error is None:
-            self.free(slot)
-        else:
-            self._retry_later(slot, event, error)
-
-    async def _try_end(self, slot: Slot, event: Finished) -> str | None:
-        """Store the end; return None when it is settled, else why it is not."""
-        with self._waits.answer(self._config.write_grace_s, shield=True):
-            try:
-                slot.record = await self._apply_end(slot, event)
-            except Exception as failure:  # noqa: BLE001 - a store may fail in any way
-                return _named(failure)
-            slot.end_error = None
-            self.finished += slot.record is not None  # there may have been no such start
-            return None
-        return "the store did not answer in time"
-
-    async def _apply_end(self, slot: Slot, event: Finished) -> TaskRecord | None:
-        record = await self._finish(slot, event)
-        if slot.cancel_at_ms is None or record is None or record.status is not TaskStatus.STOPPED:
-            return record
-        # It was accepted while the end was on its way, which did not take it along.
-        return await self._store.apply(slot.task_id, CancelRequested(slot.cancel_at_ms))
-
-    async def _finish(self, slot: Slot, event: Finished) -> TaskRecord | None:
-        try:
-            return await self._store.apply(slot.task_id, event)
-        except InvalidValue as blame:
-            return await self._finish_refused(slot, attrs.evolve(event, outcome=_failed(blame)))
-        except Refused as refusal:
-            # An earlier try was applied after all, or somebody else ended the attempt for good.
-            if isinstance(refusal, ExecutorFenced):
-                slot.executor.lost.set()
-            return await self._store.load(slot.task_id)
-
-    async def _finish_refused(self, slot: Slot, event: Finished) -> TaskRecord:
-        """End an attempt, as failed, of which the store refuses the result, or the last words."""
-        try:
-            return await self._store.apply(slot.task_id, event)
-        except InvalidValue as blame:
-            bare = attrs.evolve(event, outcome=_failed(blame), output="", progress=None)
-            return await self._store.apply(slot.task_id, bare)
-
-    def _retry_later(self, slot: Slot, event: Finished, error: str) -> None:
-        self._note_unsaved(slot, event, error)
-        self._start_soon(partial(self._retry_end, slot, event), f"end of {slot.task_id}")
-
-    def _note_unsaved(self, slot: Slot, event: Finished, error: str) -> None:
-        status = event.outcome.status
-        slot.end_error = f"the task ended as {status}, which is not stored yet: {error}"
-        log.warning("task %s: %s", slot.task_id, slot.end_error, extra=slot.extra())
-
-    async def _retry_end(self, slot: Slot, event: Finished) -> None:
-        delay = _RETRY_FIRST_S
-        while not self._waits.over:
-            delay = await self._pause(delay)
-            self.write_retries += 1
-            if slot.cancel_at_ms is not None and event.cancel_requested_at_ms is None:
-                event = attrs.evolve(event, cancel_requested_at_ms=slot.cancel_at_ms)
-            error = await self._try_end(slot, event)
-            if error is None:
-                break
-            self._note_unsaved(slot, event, error)
-        else:
-            self.given_up[slot.task_id] = slot.end_error or ""
-        self.free(slot)
-
-    async def _store_mark(self, slot: Slot) -> None:
-        """Store the accepted cancel of an attempt that lost its lease, and with it its end."""
-        delay = _RETRY_FIRST_S
-        while slot.mark_error is not None and not self._waits.over:
-            delay = await self._pause(delay)
-            with self._waits.bound(self._config.write_grace_s):
-                try:
-                    await store_mark(self._store, slot)
-                except Exception as error:  # noqa: BLE001 - a store may fail in any way
-                    log.warning("task %s: %s", slot.task_id, _named(error), extra=slot.extra())
-        self.free(slot)
-
-    async def _pause(self, delay: float) -> float:
-        """Wait before a retry; return how long to wait next time. Closing hurries the first."""
-        with self._waits.bound(delay):
-            if self.closing:
-                await trio.sleep_forever()
-            await self._closing.wait()
-            return _RETRY_FIRST_S
-        return min(delay * 2, _RETRY_MOST_S)
-
 
 def _caller_is_cancelled(slot: Slot) -> bool:
     # Nobody but the manager cancels around a background attempt, and that only when it has ended.
@@ -385,14 +247,6 @@ def _outcome_of(slot: Slot, end: BodyEnd) -> TaskResult | None:
         return outcome_of(end, slot.reasons, deadline_s=slot.deadline_s)
     except Exception as error:  # noqa: BLE001 - what a body returns or raises may be anything
         return Failed(f"the end of the attempt could not be read: {type(error).__name__}")
-
-
-def _failed(blame: InvalidValue) -> Failed:
-    return Failed(str(blame))
-
-
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 @trio.lowlevel.disable_ki_protection

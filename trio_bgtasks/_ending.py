@@ -1,0 +1,199 @@
+"""The ends of attempts: stored at once where that is possible, else again and again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import attrs
+import trio
+
+from ._errors import ExecutorFenced, InvalidValue, Refused
+from ._lifecycle import CancelRequested, Finished
+from ._liveness import store_mark
+from ._records import Failed, Progress, Stopped, Success, TaskRecord, TaskResult, TaskStatus
+from ._requests import ManagerConfig
+from ._slots import Slot
+from ._waits import StoreWaits
+from .stores import TaskStore
+
+log = logging.getLogger("trio_bgtasks.supervision")
+
+_RETRY_FIRST_S = 0.1
+_RETRY_MOST_S = 5.0
+UNCONFIRMED = "Its start could not be confirmed in time; its body did not run"
+
+
+class Ends:
+    """Stores how attempts ended, and frees each slot once that is stored, or given up at the end.
+
+    Attributes:
+        finished: How many ends were stored.
+        write_retries: How many writes of ends were repeated.
+        given_up: The ends, by task, that the store refused to the end of the shutdown grace.
+    """
+
+    def __init__(
+        self,
+        store: TaskStore,
+        config: ManagerConfig,
+        waits: StoreWaits,
+        closing: trio.Event,
+        free: Callable[[Slot], None],
+        start_soon: Callable[[Callable[[], Awaitable[None]], str], None],
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._waits = waits
+        self._closing = closing
+        self._free = free
+        self._start_soon = start_soon
+        self.finished = self.write_retries = 0
+        self.given_up: dict[str, str] = {}
+
+    async def record(
+        self,
+        slot: Slot,
+        attempt: int,
+        outcome: TaskResult,
+        output_offset: int,
+        output: str,
+        progress: Progress | None,
+    ) -> None:
+        """Store the end and free the slot; leave that to a helper if the store does not take it."""
+        event = self._finished(slot, attempt, outcome, output_offset, output, progress)
+        try:
+            error = await self._try_end(slot, event)
+        except BaseException as interrupt:  # Ctrl-C reaches the main task in a shield, too
+            self._retry_later(slot, event, _named(interrupt))
+            raise
+        if error is None:
+            self._free(slot)
+        else:
+            self._retry_later(slot, event, error)
+
+    def unconfirmed(self, slot: Slot, attempt: int, error: BaseException) -> None:
+        """End an attempt whose start may have been stored, but whose body was not run."""
+        self._retry_later(slot, self._finished(slot, attempt, Stopped(UNCONFIRMED)), _named(error))
+        slot.answered.set()
+
+    def owe_mark(self, slot: Slot) -> None:
+        """Store the accepted cancel of an attempt that lost its lease, and with it its end."""
+        self._start_soon(partial(self._store_mark, slot), f"cancel mark of {slot.task_id}")
+
+    def _finished(
+        self,
+        slot: Slot,
+        attempt: int,
+        outcome: TaskResult,
+        output_offset: int = 0,
+        output: str = "",
+        progress: Progress | None = None,
+    ) -> Finished:
+        now = self._config.clock_ms()
+        mark = slot.cancel_at_ms
+        if mark is None and "cancel" in slot.reasons and not isinstance(outcome, Success):
+            mark = now
+        return Finished(
+            now,
+            slot.executor.executor_id,
+            attempt,
+            outcome,
+            mark,
+            output_offset,
+            output,
+            self._config.output_bytes,
+            announce=slot.background or slot.caller_gone,
+            progress=progress,
+        )
+
+    async def _try_end(self, slot: Slot, event: Finished) -> str | None:
+        """Store the end; return None when it is settled, else why it is not."""
+        with self._waits.answer(self._config.write_grace_s, shield=True):
+            try:
+                slot.record = await self._apply_end(slot, event)
+            except Exception as failure:  # noqa: BLE001 - a store may fail in any way
+                return _named(failure)
+            slot.end_error = None
+            self.finished += slot.record is not None  # there may have been no such start
+            return None
+        return "the store did not answer in time"
+
+    async def _apply_end(self, slot: Slot, event: Finished) -> TaskRecord | None:
+        record = await self._finish(slot, event)
+        if slot.cancel_at_ms is None or record is None or record.status is not TaskStatus.STOPPED:
+            return record
+        # It was accepted while the end was on its way, which did not take it along.
+        return await self._store.apply(slot.task_id, CancelRequested(slot.cancel_at_ms))
+
+    async def _finish(self, slot: Slot, event: Finished) -> TaskRecord | None:
+        try:
+            return await self._store.apply(slot.task_id, event)
+        except InvalidValue as blame:
+            return await self._finish_refused(slot, attrs.evolve(event, outcome=_failed(blame)))
+        except Refused as refusal:
+            # An earlier try was applied after all, or somebody else ended the attempt for good.
+            if isinstance(refusal, ExecutorFenced):
+                slot.executor.lost.set()
+            return await self._store.load(slot.task_id)
+
+    async def _finish_refused(self, slot: Slot, event: Finished) -> TaskRecord:
+        """End an attempt, as failed, of which the store refuses the result, or the last words."""
+        try:
+            return await self._store.apply(slot.task_id, event)
+        except InvalidValue as blame:
+            bare = attrs.evolve(event, outcome=_failed(blame), output="", progress=None)
+            return await self._store.apply(slot.task_id, bare)
+
+    def _retry_later(self, slot: Slot, event: Finished, error: str) -> None:
+        self._note_unsaved(slot, event, error)
+        self._start_soon(partial(self._retry_end, slot, event), f"end of {slot.task_id}")
+
+    def _note_unsaved(self, slot: Slot, event: Finished, error: str) -> None:
+        status = event.outcome.status
+        slot.end_error = f"the task ended as {status}, which is not stored yet: {error}"
+        log.warning("task %s: %s", slot.task_id, slot.end_error, extra=slot.extra())
+
+    async def _retry_end(self, slot: Slot, event: Finished) -> None:
+        delay = _RETRY_FIRST_S
+        while not self._waits.over:
+            delay = await self._pause(delay)
+            self.write_retries += 1
+            if slot.cancel_at_ms is not None and event.cancel_requested_at_ms is None:
+                event = attrs.evolve(event, cancel_requested_at_ms=slot.cancel_at_ms)
+            error = await self._try_end(slot, event)
+            if error is None:
+                break
+            self._note_unsaved(slot, event, error)
+        else:
+            self.given_up[slot.task_id] = slot.end_error or ""
+        self._free(slot)
+
+    async def _store_mark(self, slot: Slot) -> None:
+        delay = _RETRY_FIRST_S
+        while slot.mark_error is not None and not self._waits.over:
+            delay = await self._pause(delay)
+            with self._waits.bound(self._config.write_grace_s):
+                try:
+                    await store_mark(self._store, slot)
+                except Exception as error:  # noqa: BLE001 - a store may fail in any way
+                    log.warning("task %s: %s", slot.task_id, _named(error), extra=slot.extra())
+        self._free(slot)
+
+    async def _pause(self, delay: float) -> float:
+        """Wait before a retry; return how long to wait next time. Closing hurries the first."""
+        with self._waits.bound(delay):
+            if self._closing.is_set():
+                await trio.sleep_forever()
+            await self._closing.wait()
+            return _RETRY_FIRST_S
+        return min(delay * 2, _RETRY_MOST_S)
+
+
+def _failed(blame: InvalidValue) -> Failed:
+    return Failed(str(blame))
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
