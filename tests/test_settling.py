@@ -44,7 +44,7 @@ async def test_an_orphan_that_somebody_else_ended_is_read_again(
 ) -> None:
     """The answer is what is stored now, not what was stored before the look at its executor."""
     inner = MemoryTaskStore()
-    async with inner.executor(LeaseTerms(lease_s=1)) as executor:
+    async with inner.executor(LeaseTerms(lease_s=1, renew_s=0.5)) as executor:
         await Hand(inner, executor.executor_id).start("t", owner=OWNER)
         inner.crash(executor.executor_id)
         async with opened(Overtaken(inner), sweep_s=1e6) as manager:

@@ -161,8 +161,8 @@ class Liveness:
         if self._config.retention_s is None:
             return
         before = cutoff_ms(self._config.clock_ms(), self._config.retention_s)
-        while await self._store.collect(None, ended_before_ms=before):
-            pass
+        while await self._store.collect(None, ended_before_ms=before):  # noqa: ASYNC110 - it works
+            await trio.lowlevel.checkpoint()
 
     # ---- cancels from elsewhere ---------------------------------------------------------------
 
