@@ -288,6 +288,47 @@ async def test_a_fresh_executor_waits_for_the_last_fenced_body(
         assert manager.statistics().executor_id == store.handles[1].executor_id
 
 
+async def test_a_fenced_body_that_starts_something_is_refused(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It would wait for an executor that waits for it; nothing is applied, and the rest goes on."""
+    store, refused = ReplaceableStore(), list[str]()
+
+    async def body(_: BackgroundExecution, __: trio.CancelScope) -> TaskResult:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True), pytest.raises(StoreBusy) as busy:
+                await manager.start(request(task_id="report"), done)
+            refused.append(str(busy.value))
+
+    async with opened(store) as manager:
+        await manager.start(request(task_id="t"), body)
+        await trio.testing.wait_all_tasks_blocked()
+        store.handles[0].lost.set()
+        with trio.fail_after(1):
+            assert (await ended(manager, await manager.start(request(), done))).result == "done"
+        assert refused == ["the executor of the calling task was lost; the start was not applied"]
+        assert await manager.get(OWNER, "report") is None
+
+
+async def test_a_start_that_waits_beside_a_fenced_body_is_made(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Only who holds up the fresh executor is refused: other callers wait for it."""
+    store, body = ReplaceableStore(), Stubborn()
+    async with opened(store) as manager, trio.open_nursery() as nursery:
+        await manager.start(request(task_id="t"), body)
+        await body.entered.wait()
+        store.handles[0].lost.set()
+        nursery.start_soon(manager.start, request(task_id="other"), done)
+        await trio.sleep(10)
+        assert await manager.get(OWNER, "other") is None
+        body.opened.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await manager.wait(OWNER, "other")).result == "done"
+
+
 async def test_closing_does_not_wait_for_an_executor_that_never_comes(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

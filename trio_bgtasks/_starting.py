@@ -110,6 +110,7 @@ class Starter:
             if (other := supervisor.slots.get(task_id)) is not None:
                 await self._answer_of(other, request)
             elif executor is None:
+                self._check_not_fenced()
                 await self._liveness.ready.wait()
             elif background and (owner := supervisor.owners.of(owner_thread_id)).nursery is None:
                 await owner.opened.wait()
@@ -123,6 +124,15 @@ class Starter:
         slot = Slot(task_id, owner_thread_id, owner, scope, executor, deadline_s)
         supervisor.reserve(slot)
         return slot
+
+    def _check_not_fenced(self) -> None:
+        """Refuse who is waited for: a fresh executor comes when the last fenced body has returned.
+
+        Before its body was told of the loss, it is not refused: it is to see that first.
+        """
+        told = not self._liveness.ready.is_set()
+        if told and any(True for _ in ambient(self._supervisor)):
+            raise StoreBusy("the executor of the calling task was lost; the start was not applied")
 
     def _check_parent(self, task_id: str, request: StartRequest) -> None:
         """Refuse what the store would refuse, had it taken the cancel of the parent already."""
