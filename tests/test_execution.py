@@ -447,6 +447,31 @@ async def test_progress_survives_a_store_that_fails(autojump_clock: trio.testing
     await use(store, body)
 
 
+async def test_progress_reported_during_a_write_is_not_lost(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What is reported while an older report is being stored is stored after it."""
+
+    class Slow(StoreWrapper):
+        """Takes a second for a report."""
+
+        async def apply(self, task_id: str, event: Event) -> TaskRecord:
+            if isinstance(event, ProgressReported):
+                await trio.sleep(1)
+            return await super().apply(task_id, event)
+
+    store = Slow()
+
+    async def body(execution: BackgroundExecution) -> None:
+        await execution.report_progress(1)
+        await trio.sleep(0.5)
+        await execution.report_progress(2)
+        await trio.sleep(3)
+        assert (await stored(store, "t")).progress == Progress(2)
+
+    assert (await use(store, body)).progress == Progress(2)
+
+
 @pytest.mark.parametrize(
     ("given", "error"),
     [

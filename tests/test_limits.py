@@ -244,13 +244,31 @@ async def test_foreground_runs_are_not_counted(autojump_clock: trio.testing.Mock
 
 
 async def test_a_refused_start_takes_no_place(autojump_clock: trio.testing.MockClock) -> None:
-    """Neither does an end that is not stored yet hold one."""
+    """The place of one that has ended is free again, whatever is asked for its id."""
     async with opened(attempts_total=1) as manager:
         await ended(manager, await manager.start(request(task_id="t"), done))
         for _ in range(3):
             with pytest.raises(Exception, match="exists already"):
                 await manager.start(request(task_id="t"), done)
         assert not (await manager.start(request(), forever)).queued
+
+
+async def test_an_end_that_is_not_stored_yet_holds_no_place(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A place is left when the body ends: what waits for one does not wait for the store."""
+    store = FaultyStore()
+    async with opened(store, attempts_total=1) as manager:
+        first, second = Gate(), Gate()
+        await manager.start(request(task_id="a"), first)
+        await manager.start(request(task_id="b"), second)
+        await first.entered.wait()
+        store.break_down("apply")
+        first.opened.set()
+        await trio.sleep(60)
+        assert manager.statistics().unsaved == 1
+        assert second.runs == [("b", 1)]
+        store.repair()
 
 
 @pytest.mark.parametrize("seed", range(20))

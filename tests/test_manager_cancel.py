@@ -202,6 +202,22 @@ async def test_circles(rows: tuple[str, ...], autojump_clock: trio.testing.MockC
         assert await manager.gc_terminal(OWNER) == len(rows)
 
 
+async def test_a_tree_wider_than_a_page(autojump_clock: trio.testing.MockClock) -> None:
+    """Every child is cancelled, however many a parent has, here and on another machine."""
+    store, wide = MemoryTaskStore(), 450
+    async with open_task_manager(store) as manager, open_task_manager(store) as elsewhere:
+        await manager.start(request(task_id="root"), forever)
+        for n in range(wide):
+            where = (manager, elsewhere)[n % 2]
+            await where.start(request(parent_task_id="root"), forever)
+        assert (await store.children("root")).next_after is not None
+        tree = await manager.cancel_tree(OWNER, "root")
+        assert len(tree.own) == 1 + wide
+        await trio.sleep(3)  # a poll
+        assert_idle(manager)
+        assert_idle(elsewhere)
+
+
 async def test_a_child_of_a_cancelled_task_is_refused(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -13,6 +13,7 @@ import trio.testing
 from tests.support import (
     OWNER,
     CheckpointingStore,
+    FaultyStore,
     Gate,
     ReplaceableStore,
     StoreWrapper,
@@ -142,6 +143,35 @@ async def test_a_cancel_that_meets_an_end_is_not_forgotten(
         await trio.sleep(1)
         del store.steps["CancelRequested"]
         assert (await manager.wait(OWNER, "t")).status is TaskStatus.CANCELLED
+        assert_idle(manager)
+
+
+@pytest.mark.parametrize("outcome", [Success("done"), Stopped("enough")])
+async def test_a_cancel_is_taken_along_by_an_end_that_is_retried(
+    outcome: Success | Stopped, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Accepted after the body has ended, while that end cannot be stored: the end is cancelled.
+
+    So it is for good: a value stays visible, nobody can resume it. C22.
+    """
+    store = FaultyStore()
+    async with open_task_manager(store) as manager:
+        gate = Gate(outcome)
+        await manager.start(request(task_id="t", supports_resume=True), gate)
+        await gate.entered.wait()
+        store.break_down("apply")
+        gate.opened.set()
+        await trio.sleep(1)
+        summary = await manager.cancel(OWNER, "t")
+        assert (summary.status, summary.attempt) == (TaskStatus.RUNNING, 1)
+        assert summary.persistence_error is not None
+        store.repair()
+        assert (await manager.wait(OWNER, "t")).status is TaskStatus.CANCELLED
+        record = await stored(store, "t")
+        assert record.cancel_requested_at_ms is not None
+        assert record.result == (outcome.value if isinstance(outcome, Success) else None)
+        history = await manager.history(OWNER, "t")
+        assert "finished" in [entry.kind for entry in history]
         assert_idle(manager)
 
 

@@ -16,6 +16,7 @@ from tests.support import (
     Fault,
     FaultyStore,
     Gate,
+    StoreWrapper,
     Stubborn,
     assert_idle,
     done,
@@ -28,11 +29,15 @@ from trio_bgtasks import (
     BackgroundExecution,
     BackgroundTaskManager,
     CorruptRecord,
+    Event,
+    ExecutorFenced,
+    Finished,
     InvalidValue,
     LeaseTerms,
     StoreBusy,
     Success,
     TaskExists,
+    TaskRecord,
     TaskResult,
     TaskStatus,
     TaskStoreError,
@@ -250,8 +255,47 @@ async def test_an_error_that_says_not_applied_is_not_read_back(
         with pytest.raises(type(error)) as caught:
             await manager.start(request(task_id="t"), done)
         assert caught.value is error
+        assert (store.made["apply"], store.made["load"]) == (1, 0)
         assert_idle(manager)
         await manager.start(request(task_id="t"), done)
+
+
+async def test_an_end_that_finds_itself_fenced_tells_the_executor(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The refusal is the first that we hear of the loss: the other attempts end, a fresh one comes.
+
+    Nothing is retried: the end is another's to tell.
+    """
+
+    class Late(StoreWrapper):
+        """Tells of the fence by refusing an end, once."""
+
+        told = False
+
+        async def apply(self, task_id: str, event: Event) -> TaskRecord:
+            if isinstance(event, Finished) and not self.told:
+                self.told = True
+                raise ExecutorFenced(task_id, event.executor_id, "fenced")
+            return await super().apply(task_id, event)
+
+    async with opened(Late()) as manager:
+        first, seen = manager.statistics().executor_id, list[str | None]()
+
+        async def body(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
+            try:
+                await trio.sleep_forever()
+            finally:
+                seen.append(execution.stopping)
+            raise AssertionError
+
+        await manager.start(request(), body)
+        await manager.start(request(), done)
+        await trio.testing.wait_all_tasks_blocked()
+        assert seen == ["fenced"]
+        assert_idle(manager)
+        assert manager.statistics().write_retries == 0
+        assert manager.statistics().executor_id != first
 
 
 async def test_a_corrupt_record_in_the_way_of_a_read_back_is_not_ours(

@@ -13,6 +13,7 @@ from tests.support import (
     OWNER,
     FaultyStore,
     Gate,
+    StoreWrapper,
     assert_idle,
     done,
     ended,
@@ -23,10 +24,13 @@ from tests.support import (
 )
 from trio_bgtasks import (
     BackgroundTaskManager,
+    Event,
     IdempotencyKeyUsed,
     MemoryTaskStore,
     TaskExists,
+    TaskRecord,
     TaskStatus,
+    TaskStoreError,
     open_task_manager,
 )
 
@@ -124,6 +128,35 @@ async def test_a_start_that_failed_leaves_the_id_to_the_next(
         assert trio.current_time() - began == 5
         await second.entered.wait()
         assert (first.runs, second.runs) == ([], [("t", 1)])
+
+
+async def test_an_id_that_another_machine_took_meanwhile_is_not_ours(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A start without an answer does not believe a record that another executor stored."""
+    shared = MemoryTaskStore()
+
+    class Raced(StoreWrapper):
+        """Loses the first change on its way; meanwhile the other machine makes the same one."""
+
+        lost = False
+
+        async def apply(self, task_id: str, event: Event) -> TaskRecord:
+            if not self.lost:
+                self.lost = True
+                await there.start(request(task_id="t"), theirs)
+                raise ConnectionError("lost on its way")
+            return await super().apply(task_id, event)
+
+    ours, theirs = Gate(), Gate()
+    async with opened(Raced(shared)) as here, opened(shared) as there:
+        with pytest.raises(TaskStoreError, match="ConnectionError: lost on its way"):
+            await here.start(request(task_id="t"), ours)
+        assert_idle(here)
+        await theirs.entered.wait()
+        theirs.opened.set()
+        assert (await here.wait(OWNER, "t")).status is TaskStatus.COMPLETED
+        assert (ours.runs, theirs.runs) == ([], [("t", 1)])
 
 
 async def test_a_cancel_reaches_a_start_that_is_under_way(
