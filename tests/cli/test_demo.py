@@ -9,17 +9,19 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 from trio.testing import MockClock
 
 from tests.cli.command import Cli, environment
-from trio_bgtasks import TaskResult, open_task_manager
+from trio_bgtasks import Success, TaskRecord, TaskResult, open_task_manager
 from trio_bgtasks.cli import _demo
-from trio_bgtasks.cli._session import CommandError
+from trio_bgtasks.cli._session import CommandError, find
 
 ROW = re.compile(r"^(bg_\w+)  (\w+) +(\d+)  ", re.MULTILINE)
 
@@ -136,6 +138,38 @@ async def test_a_story_does_not_wait_for_ever(autojump_clock: MockClock, tmp_pat
         stage = _demo._Stage(tmp_path, manager)
         with pytest.raises(CommandError, match=f"this takes too long: {task_id}"):
             await stage.relay(task_id, lambda _: False)
+
+
+async def test_a_worker_that_has_ended_well_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only one that ended before what it was to do was done fails the demo."""
+
+    async def ended(_: trio.CancelScope) -> TaskResult:
+        return Success()
+
+    async with open_task_manager() as manager, _ended_process() as process:
+        task_id = await manager.spawn("demo", "other", "", ended)
+        stage = _demo._Stage(tmp_path, manager)
+
+        async def resumed(_: _demo._Stage, task_id: str) -> TaskRecord:
+            record = await find(manager, task_id)
+            return attrs.evolve(record, attempt=2)
+
+        with pytest.raises(CommandError, match="the process lives"):
+            await _demo._until_resumed(stage, task_id, process)
+        monkeypatch.setattr(_demo._Stage, "record", resumed)
+        await _demo._until_resumed(stage, task_id, process)
+
+        with pytest.raises(CommandError, match="the process lives"):
+            await _demo._task_of(stage, process)
+
+
+@asynccontextmanager
+async def _ended_process() -> AsyncGenerator[trio.Process, None]:
+    process = await trio.lowlevel.open_process(["true"])
+    await process.wait()
+    yield process
 
 
 def test_living_processes_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
