@@ -3,8 +3,11 @@
 The tasks are those of a manager in the test's process: another process, for the command.
 """
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 
@@ -12,7 +15,7 @@ import pytest
 import trio
 
 from tests.cli.command import PROGRAM, Cli, environment
-from tests.processes import PATIENCE_S
+from tests.processes import PATIENCE_S, until
 from trio_bgtasks import (
     BackgroundExecution,
     BackgroundTaskManager,
@@ -22,9 +25,15 @@ from trio_bgtasks import (
     Success,
     TaskResult,
     TaskStatus,
+    TaskSummary,
     current_execution,
 )
+from trio_bgtasks.cli import _look
+from trio_bgtasks.cli._session import Session
+from trio_bgtasks.cli._views import OwnedTask
 from trio_bgtasks.stores.sqlite import SqliteTaskStore
+
+_ON_A_TASK = [[command, "nobody"] for command in ("show", "logs", "wait", "cancel", "resume")]
 
 
 async def _completed(_: trio.CancelScope) -> TaskResult:
@@ -68,7 +77,8 @@ async def _writes(manager: BackgroundTaskManager, text: str) -> str:
 
 async def test_ls_lists_the_tasks_of_one_owner_or_of_all(cli: Cli) -> None:
     """``cli`` unless an owner is named; ``--all`` names each task's; an empty list is one, too."""
-    empty, found = await cli.together(["ls"], ["ls", "--json"])
+    async with SqliteTaskStore.open(cli.db):
+        empty, found = await cli.together(["ls"], ["ls", "--json"])
     assert (empty.code, empty.errors) == (0, "")
     assert empty.out.split() == ["TASK", "STATUS", "ATTEMPT", "TIME", "DESCRIPTION", "DETAIL"]
     assert found.json == {"tasks": []}
@@ -88,6 +98,33 @@ async def test_ls_lists_the_tasks_of_one_owner_or_of_all(cli: Cli) -> None:
             [mine, "cli", "completed"],
             [running, "bob", "running"],
         ]
+
+
+async def test_ls_of_all_is_in_order_of_creation_when_the_clock_steps_back(cli: Cli) -> None:
+    """The store's own order counts, not the time."""
+    ids: list[str] = []
+    for owner, now_ms in (("bob", 3000), ("cli", 2000), ("bob", 1000)):
+        async with cli.manager(clock_ms=lambda now_ms=now_ms: now_ms) as manager:
+            ids.append(await _ended(manager, owner))
+
+    listed = await cli("ls", "--all", "--json")
+    assert [task["task_id"] for task in listed.json["tasks"]] == ids
+
+
+async def test_a_task_may_be_collected_while_it_is_listed(cli: Cli) -> None:
+    """It has no place any more; that is no error."""
+    summary = TaskSummary("gone", "other", "d", TaskStatus.COMPLETED, 1000)
+    async with cli.manager() as manager:
+        assert await _look._place(manager, OwnedTask("cli", summary, 1000)) == 0
+
+
+async def test_only_run_makes_a_database(cli: Cli) -> None:
+    """The others say that there is none, and make neither folder nor file."""
+    commands = (["ls"], ["gc"], ["doctor"], *_ON_A_TASK)
+    for done in await cli.together(*commands):
+        assert (done.code, done.out) == (1, "")
+        assert done.errors == f"trio-bgtasks: there is no database at {cli.db}\n"
+    assert not cli.db.parent.exists()
 
 
 async def test_show_prints_the_record_and_its_history(cli: Cli) -> None:
@@ -124,6 +161,19 @@ async def test_gc_deletes_what_has_ended(cli: Cli) -> None:
         assert (await cli("gc")).out == "1 ended tasks deleted\n"
         assert (await cli("gc", "--all", "--json")).json == {"deleted": 1}
         assert (await cli("ls", "--all", "--json")).statuses == ["running", "running"]
+
+
+async def test_gc_takes_old_notices_of_the_commands_own_owner(cli: Cli) -> None:
+    """Nobody else reads them; those of other owners may be meant for a program, and stay."""
+    async with SqliteTaskStore.open(cli.db) as store, cli.manager() as manager:
+        for args, left in ((("--owner", "bob"), 1), ((), 0), (("--all",), 0)):
+            await _ended(manager)
+            await _ended(manager, "bob")
+            await manager.take_notices("bob")
+            await _ended(manager, "bob")
+            assert (await cli("gc", *args)).code == 0
+            assert len(await store.notices("cli")) == left
+            assert len(await store.notices("bob")) == 1
 
 
 # ---- logs ----------------------------------------------------------------------------------------
@@ -250,6 +300,75 @@ async def test_wait_waits_for_the_tasks_of_another_process(cli: Cli) -> None:
     assert done.out.splitlines()[2].endswith("it broke in [bold]two[/bold] lines")
 
 
+async def test_wait_waits_for_all_at_once(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The end of one is seen while another runs, and known also when it is collected then."""
+    wait = BackgroundTaskManager.wait
+    seen: set[str] = set()
+
+    async def noted(manager: BackgroundTaskManager, owner: str, task_id: str) -> TaskSummary:
+        summary = await wait(manager, owner, task_id)
+        seen.add(task_id)
+        return summary
+
+    go = trio.Event()
+    codes: list[int] = []
+
+    async def body(_: trio.CancelScope) -> TaskResult:
+        await go.wait()
+        return Success()
+
+    async def command(*task_ids: str) -> None:
+        codes.append(await _look.wait(Session(cli.db, json=True), task_ids))
+
+    async with cli.manager() as manager:
+        slow = await manager.spawn("cli", "other", "", body)
+        quick = await _ended(manager)
+        monkeypatch.setattr(BackgroundTaskManager, "wait", noted)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(command, slow, quick)
+            await until(lambda: quick in seen)
+            assert await manager.gc_terminal("cli") == 1
+            go.set()
+
+    tasks = json.loads(capsys.readouterr().out)["tasks"]
+    assert codes == [0]
+    assert [(task["task_id"], task["status"]) for task in tasks] == [
+        (slow, "completed"),
+        (quick, "completed"),
+    ]
+
+
+async def test_wait_says_what_was_collected_unseen(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such a task is shown as it was known last, with a warning, and counts as not completed."""
+    wait = BackgroundTaskManager.wait
+    go = trio.Event()
+
+    async def body(_: trio.CancelScope) -> TaskResult:
+        await go.wait()
+        return Success()
+
+    async with cli.manager() as manager:
+        gone = await manager.spawn("cli", "other", "", body)
+
+        async def late(looking: BackgroundTaskManager, owner: str, task_id: str) -> TaskSummary:
+            """The task ends, and is gone, after it was looked up and before it is waited for."""
+            go.set()
+            await wait(manager, owner, task_id)
+            await manager.gc_terminal(owner)
+            return await wait(looking, owner, task_id)
+
+        monkeypatch.setattr(BackgroundTaskManager, "wait", late)
+        assert await _look.wait(Session(cli.db, json=False), (gone,)) == 1
+
+    out, errors = capsys.readouterr()
+    assert out.splitlines()[1].split()[:2] == [gone, "running"]
+    assert errors == f"trio-bgtasks: warning: {gone} was collected before its end was seen\n"
+
+
 async def _two_managers(cli: Cli) -> None:
     """Wait until the command has opened its own manager beside the test's."""
     async with SqliteTaskStore.open(cli.db) as store:
@@ -299,6 +418,39 @@ async def test_a_cancel_reaches_another_process(cli: Cli) -> None:
     assert again.errors == f"trio-bgtasks: {text}\n"
 
 
+async def test_one_refusal_does_not_keep_a_cancel_from_the_others(cli: Cli) -> None:
+    """Each refusal is a line, what was accepted is printed, and the exit code is 1."""
+    async with cli.manager() as manager:
+        for flags in ((), ("--json",)):
+            first = await manager.spawn("cli", "other", "", _endless)
+            ended = await _ended(manager)
+            last = await manager.spawn("cli", "other", "", _endless)
+            done = await cli("cancel", first, ended, last, *flags)
+
+            assert done.code == 1
+            text = f"Task '{ended}' is not running (current status: completed)"
+            assert done.errors == f"trio-bgtasks: {text}\n"
+            if flags:
+                assert [task["task_id"] for task in done.json["tasks"]] == [first, last]
+            else:
+                assert done.out == f"{first}  cancel accepted\n{last}  cancel accepted\n"
+            for task_id in (first, last):
+                with trio.fail_after(PATIENCE_S):
+                    summary = await manager.wait("cli", task_id)
+                assert summary.status is TaskStatus.CANCELLED
+
+
+async def test_what_a_tree_took_along_is_not_asked_for_again(cli: Cli) -> None:
+    """A root and a task below it: each is printed once, and nothing was refused."""
+    async with cli.manager() as manager:
+        root = await manager.spawn("cli", "other", "", _endless)
+        child = await manager.spawn("cli", "other", "", _endless, parent_task_id=root)
+        done = await cli("cancel", "--tree", root, child)
+
+    assert (done.code, done.errors) == (0, "")
+    assert [line.split()[0] for line in done.out.splitlines()] == [root, child]
+
+
 async def test_a_tree_is_cancelled_whoever_owns_it(cli: Cli) -> None:
     """``--tree`` ends everything below; the tasks of other owners are counted."""
     async with cli.manager() as manager:
@@ -321,8 +473,9 @@ async def test_a_tree_is_cancelled_whoever_owns_it(cli: Cli) -> None:
 
 async def test_an_unknown_task_is_exit_code_3(cli: Cli) -> None:
     """Whatever is to be done with it; one line says which."""
-    commands = ("show", "logs", "wait", "cancel", "resume")
-    for done in await cli.together(*([command, "nobody"] for command in commands)):
+    async with SqliteTaskStore.open(cli.db):
+        ends = await cli.together(*_ON_A_TASK)
+    for done in ends:
         assert (done.code, done.out) == (3, "")
         assert done.errors == "trio-bgtasks: Unknown task_id: nobody\n"
 

@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -14,15 +17,21 @@ from tests.cli.command import Cli
 from tests.processes import until
 from trio_bgtasks import (
     BackgroundCapable,
+    BackgroundTaskManager,
     Stopped,
     TaskNotStopped,
     TaskResult,
-    UnknownTask,
+    TaskStatus,
+    TaskSummary,
     background_tool,
     open_task_manager,
 )
 from trio_bgtasks.cli import _run
-from trio_bgtasks.cli._session import CommandError
+from trio_bgtasks.cli._session import CommandError, Session, owned
+from trio_bgtasks.cli._views import OwnedTask
+from trio_bgtasks.stores.sqlite import SqliteTaskStore
+
+_manager_wait = BackgroundTaskManager.wait
 
 
 async def test_all_completed_is_exit_code_0(cli: Cli) -> None:
@@ -159,6 +168,64 @@ async def test_an_ended_task_may_be_collected_while_others_run(cli: Cli, tmp_pat
     assert [line.split()[1] for line in done.out.splitlines()[3:]] == ["completed", "completed"]
 
 
+async def test_a_task_may_be_collected_while_others_are_started(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A task is waited for from its start: how it ended is known, whatever becomes of its record."""
+    execute = BackgroundCapable.execute
+    ids: list[str] = []
+
+    async def collects_first(tool: Any, args: Any, ctx: Any) -> Any:
+        """Starts a task when those before it have ended and are collected."""
+        await _collected(cli, ids)
+        result = await execute(tool, args, ctx)
+        ids.append(result.data["task_id"])
+        return result
+
+    monkeypatch.setattr(BackgroundCapable, "execute", collects_first)
+    session = Session(cli.db, json=True)
+    code = await _run.run(session, ["true", "exit 3", "true"], owner="cli", resumable=False)
+
+    tasks = json.loads(capsys.readouterr().out)["tasks"]
+    assert code == 1
+    assert [task["task_id"] for task in tasks] == ids
+    assert [task["status"] for task in tasks] == ["completed", "failed", "completed"]
+
+
+async def test_a_task_that_is_collected_unseen_costs_its_own_row_only(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It stays as it was known last, with a warning, and counts as not completed."""
+    ids: list[str] = []
+
+    async def late(manager: BackgroundTaskManager, owner: str, task_id: str) -> TaskSummary:
+        """The first task is waited for when it is gone already."""
+        ids.append(task_id)
+        if task_id == ids[0]:
+            await _collected(cli, ids[:1])
+        return await _manager_wait(manager, owner, task_id)
+
+    monkeypatch.setattr(BackgroundTaskManager, "wait", late)
+    session = Session(cli.db, json=True)
+    code = await _run.run(session, ["true", "true"], owner="cli", resumable=False)
+
+    out, errors = capsys.readouterr()
+    tasks = json.loads(out)["tasks"]
+    assert code == 1
+    assert [task["task_id"] for task in tasks] == ids
+    assert [task["status"] for task in tasks] == ["running", "completed"]
+    assert errors == f"trio-bgtasks: warning: {ids[0]} was collected before its end was seen\n"
+
+
+async def _collected(cli: Cli, ids: list[str]) -> None:
+    """Wait, as another process does, until these tasks have ended and are collected."""
+    async with cli.manager() as manager:
+        for task_id in ids:
+            if await manager.get("cli", task_id) is not None:
+                await _manager_wait(manager, "cli", task_id)
+        await manager.gc_terminal("cli")
+
+
 async def test_a_resume_that_comes_too_late_starts_nothing() -> None:
     """The task was resumed by somebody else after it was looked at: the answer names its status."""
 
@@ -166,19 +233,75 @@ async def test_a_resume_that_comes_too_late_starts_nothing() -> None:
     async def endless() -> None:
         await trio.sleep_forever()
 
-    async with open_task_manager() as manager:
-        tool = BackgroundCapable(endless, manager)
+    async with open_task_manager() as manager, trio.open_nursery() as nursery:
         begun: list[_run._Begun] = []
-        await _run._start(tool, "me", {}, begun)
+        starter = _run._Starter(manager, nursery, begun)
+        await starter.start(endless, "me", {})
+        task_id = begun[0].task.summary.task_id
         with pytest.raises(TaskNotStopped, match="running"):
-            await _run._start(tool, "me", {"task_id": begun[0].task_id}, begun)
+            await starter.start(endless, "me", {"task_id": task_id})
         with pytest.raises(CommandError, match="Unknown task"):
-            await _run._start(tool, "you", {"task_id": begun[0].task_id}, begun)
+            await starter.start(endless, "you", {"task_id": task_id})
         assert len(begun) == 1
+        nursery.cancel_scope.cancel()
 
-        gone = _run._Begun("you", begun[0].task_id)
-        with pytest.raises(UnknownTask):
-            await _run._look(manager, gone)
+
+async def test_a_look_at_a_collected_task_leaves_it_as_it_was() -> None:
+    """Neither its standing nor its last line is lost, and nothing is raised."""
+    async with open_task_manager() as manager:
+        summary = TaskSummary("gone", "shell", "d", TaskStatus.RUNNING, 1000, attempt=2)
+        task = await owned(manager, "me", summary)
+        assert task == OwnedTask("me", summary, 1000)
+        begun = _run._Begun(task, "a line")
+        await _run._look(manager, begun)
+        assert begun == _run._Begun(task, "a line")
+        assert await _run._last_line(manager, begun) == "a line"
+
+
+async def test_what_the_summary_announced_is_no_news_any_more(cli: Cli) -> None:
+    """The notices of owner ``cli`` go with the summary; another owner's wait for its program."""
+    assert (await cli("run", "true", "exit 3", "--json")).code == 1
+    assert (await cli("run", "true", "--owner", "bob")).code == 0
+    async with cli.running("run", "--resumable", "sleep 1000") as run:
+        (stopped,) = await run.started(1)
+        run.process.send_signal(signal.SIGTERM)
+        await run.end()
+    assert await _notices(cli) == [0, 1]
+    async with cli.manager() as manager:
+        summary = await manager.cancel("cli", stopped)
+    assert summary.status is TaskStatus.CANCELLED
+    assert await _notices(cli) == [0, 1]
+
+
+async def _notices(cli: Cli) -> list[int]:
+    async with SqliteTaskStore.open(cli.db) as store:
+        return [len(await store.notices(owner)) for owner in ("cli", "bob")]
+
+
+@pytest.mark.parametrize("bad", ["", os.fsdecode(b"echo \xff")])
+async def test_a_command_that_is_refused_is_refused_before_the_others_start(
+    cli: Cli, tmp_path: Path, bad: str
+) -> None:
+    """All commands are checked first: exit code 2, and neither a task nor a database is made."""
+    done = await cli("run", f"echo > '{tmp_path}/ran'", bad)
+
+    assert (done.code, done.out) == (2, "")
+    assert done.errors.count("\n") == 1
+    assert not (tmp_path / "ran").exists()
+    assert not cli.db.parent.exists()
+
+
+async def test_the_hint_to_resume_names_the_database(cli: Cli, tmp_path: Path) -> None:
+    """When the option named it, so that the line can be pasted in any folder."""
+    (tmp_path / "a folder").mkdir()
+    args = ("--db", "a folder/my.db", "run", "--resumable", "sleep 1000")
+    async with cli.running(*args, cwd=tmp_path) as run:
+        (task_id,) = await run.started(1)
+        run.process.send_signal(signal.SIGINT)
+        done = await run.end()
+
+    hint = f"to go on: trio-bgtasks resume --db '{tmp_path}/a folder/my.db' {task_id}\n"
+    assert done.out.endswith(hint)
 
 
 async def test_what_cannot_be_resumed(cli: Cli) -> None:

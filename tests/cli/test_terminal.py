@@ -12,6 +12,7 @@ import termios
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 
 from tests.cli.command import PROGRAM, Cli, environment
@@ -46,17 +47,19 @@ class Terminal:
 
 
 @asynccontextmanager
-async def _terminal(*args: str, lines: int = 30) -> AsyncGenerator[Terminal, None]:
-    """Run the command on a terminal of 160 columns, beside the block and no longer."""
+async def _terminal(
+    *args: str, columns: int = 160, term: str = "xterm-256color"
+) -> AsyncGenerator[Terminal, None]:
+    """Run the command on a terminal, beside the block and no longer."""
     master, slave = os.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, 160, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
     try:
         process = await trio.lowlevel.open_process(
             [*PROGRAM, *args],
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            env={**environment(), "TERM": "xterm-256color"},
+            env={**environment(), "TERM": term},
         )
     finally:
         os.close(slave)
@@ -130,3 +133,47 @@ async def test_tables_fit_the_terminal(cli: Cli) -> None:
     assert max(map(len, listed.text.splitlines())) <= 160
     assert shown.text.count("x") >= 300
     assert "registered" in shown.text
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+async def test_narrow_terminals(cli: Cli, columns: int) -> None:
+    """No line is too long, and none of id, status and attempt is cut, nor what happened when."""
+    done = await cli("run", f"true {'x' * 300}", "--json", "--owner", "o" * 50)
+    task_id = done.json["tasks"][0]["task_id"]
+    for args, wanted in (
+        (("ls", "--all"), (task_id, "completed  1  ")),
+        (("wait", task_id), (task_id, "completed  1  ")),
+        (("show", task_id), (" registered", " finished", "running")),
+        (("doctor",), ("integrity",)),
+    ):
+        async with _terminal(*args, columns=columns) as terminal:
+            with trio.fail_after(PATIENCE_S):
+                assert await terminal.process.wait() == 0
+        assert max(map(len, terminal.text.splitlines())) <= columns
+        shown = [text for text in wanted if text in terminal.text]
+        assert shown == list(wanted), terminal.text
+
+
+async def test_a_narrow_live_table(cli: Cli) -> None:
+    """Ids and statuses are whole while the tasks run, too."""
+    command = f"echo said; while ! test -e '{cli.db}.go'; do sleep 0.05; done"
+    async with _terminal("run", command, columns=40) as terminal:
+        await until(lambda: "running  1" in terminal.text)
+        assert re.search(r"^bg_\w{32}\s*$", terminal.text, re.MULTILINE)
+        cli.db.with_name(f"{cli.db.name}.go").touch()
+        with trio.fail_after(PATIENCE_S):
+            assert await terminal.process.wait() == 0
+    assert "completed  1" in terminal.text
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+async def test_a_terminal_that_cannot_be_drawn_on(cli: Cli, term: str) -> None:
+    """It gets what a pipe gets: plain lines, each when it is known, nothing shortened."""
+    command = f"while ! test -e '{cli.db}.go'; do sleep 0.05; done; : {'x' * 150}"
+    async with _terminal("run", command, columns=60, term=term) as terminal:
+        await until(lambda: "  started" in terminal.text)
+        cli.db.with_name(f"{cli.db.name}.go").touch()
+        with trio.fail_after(PATIENCE_S):
+            assert await terminal.process.wait() == 0
+    assert b"\x1b" not in terminal.sent
+    assert max(map(len, terminal.text.splitlines())) > 100

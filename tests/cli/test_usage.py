@@ -16,6 +16,7 @@ import trio
 from tests.cli.command import PROGRAM, Cli, environment
 from trio_bgtasks.cli import main
 from trio_bgtasks.cli._session import database
+from trio_bgtasks.stores.sqlite import SqliteTaskStore
 
 
 def _main(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
@@ -29,6 +30,8 @@ def _main(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
         ["nonsense"],
         ["--nonsense"],
         ["--db"],
+        ["--db", "x.db"],
+        ["-f"],
         ["ls", "--db"],
         ["ls", "more"],
         ["ls", "--owner", ""],
@@ -100,6 +103,14 @@ def test_help_and_version(
     assert text in capsys.readouterr().out
 
 
+def test_a_missing_command_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options alone are no command, and none of them is taken for one."""
+    assert _main(monkeypatch, "--json", "--db", "x.db") == 2
+    assert capsys.readouterr().err.startswith("trio-bgtasks: a command is missing")
+
+
 async def test_options_stand_before_or_behind_the_command(cli: Cli, tmp_path: Path) -> None:
     """And between its arguments; what follows ``--`` is a command, whatever it looks like."""
     db = str(tmp_path / "other.db")
@@ -109,6 +120,8 @@ async def test_options_stand_before_or_behind_the_command(cli: Cli, tmp_path: Pa
     assert not cli.db.exists()
     listed = await cli("--json", f"--db={db}", "--owner", "me", "ls")
     assert listed.json == done.json
+    logs = await cli("-f", "--db", db, "logs", done.json["tasks"][0]["task_id"])
+    assert (logs.code, logs.raw, logs.errors) == (0, b"", "")
 
 
 def test_where_the_database_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -145,7 +158,8 @@ def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
 async def test_a_database_that_cannot_be_opened(cli: Cli, tmp_path: Path) -> None:
     """A folder, a foreign database, a newer schema: one line and exit code 1, nothing changed."""
     foreign, newer = tmp_path / "foreign.db", tmp_path / "newer.db"
-    await cli("ls", "--db", str(newer))
+    async with SqliteTaskStore.open(newer):
+        pass
     for path, statement in (
         (foreign, "CREATE TABLE theirs (x)"),
         (newer, "PRAGMA user_version = 99"),
@@ -164,6 +178,8 @@ async def test_a_database_that_cannot_be_opened(cli: Cli, tmp_path: Path) -> Non
 
 async def test_a_full_disk_is_one_line(cli: Cli) -> None:
     """An error that is none of ours is named with its kind, without a traceback."""
+    async with SqliteTaskStore.open(cli.db):
+        pass
     done = await trio.run_process(
         ["/bin/sh", "-c", f"{shlex.join(PROGRAM)} ls >/dev/full"],
         capture_stderr=True,
@@ -174,8 +190,46 @@ async def test_a_full_disk_is_one_line(cli: Cli) -> None:
     assert done.stderr == b"trio-bgtasks: OSError: [Errno 28] No space left on device\n"
 
 
+@pytest.mark.parametrize(
+    ("args", "code", "out", "errors"),
+    [
+        (["show", "nobody"], 3, 0, 1),
+        (["show"], 2, 0, 1),
+        (["run", "exit 3"], 1, 3, 0),
+        (["run", "echo x; echo y >&2"], 0, 3, 0),
+        (["ls"], 0, 1, 0),
+    ],
+)
+async def test_a_closed_stream_is_as_good_as_none(
+    cli: Cli, args: list[str], code: int, out: int, errors: int
+) -> None:
+    """Whichever are closed, nothing else changes: the exit code, nor what the others get.
+
+    No file that is opened meanwhile, the database even, takes the place of one.
+    """
+    async with SqliteTaskStore.open(cli.db):
+        pass
+    for closed, has_out, has_errors in (
+        ("<&-", True, True),
+        (">&-", False, True),
+        ("2>&-", True, False),
+        ("<&- >&- 2>&-", False, False),
+    ):
+        await cli("gc")
+        done = await trio.run_process(
+            ["/bin/sh", "-c", f"{shlex.join([*PROGRAM, *args])} {closed}"],
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            env=environment(),
+        )
+        lines = (done.stdout.count(b"\n"), done.stderr.count(b"\n"))
+        assert (done.returncode, *lines) == (code, out * has_out, errors * has_errors)
+    assert (await cli("doctor")).code == 0
+
+
 def test_an_interrupt_before_the_command_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Ctrl-C while the command is being loaded is no traceback."""
+    """A Ctrl-C in `main`, while the rest of the command is being loaded, is no traceback."""
 
     def interrupted(_: object) -> int:
         raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from typing import Any
 
@@ -9,6 +10,7 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from trio_bgtasks import Progress, TaskStatus, TaskSummary
 from trio_bgtasks.cli._text import last_line, moment, one_line, size, span
@@ -124,8 +126,14 @@ def test_the_live_table_fits_the_terminal() -> None:
         (_task(str(n), TaskStatus.COMPLETED if n < 5 else TaskStatus.RUNNING), f"line {n}")
         for n in range(10)
     ]
-    assert len(live_grid(tasks, 20).rows) == 10
-    rows = live_grid(tasks, 10).rows
+    assert len(live_grid(tasks, 80, 20).rows) == 10
+    rows = live_grid(tasks, 80, 10).rows
     assert [row[0] for row in rows] == ["0", "1", "5", "6", "7", "8", "9", "and 3 more"]
     assert rows[2][-1] == "line 5"
-    assert len(live_grid(tasks, 1).rows) == 2
+    assert len(live_grid(tasks, 80, 1).rows) == 2
+    narrow = live_grid(tasks, 20, 10)
+    assert [row[0] for row in narrow.rows] == ["5", "6", "7", "and 7 more"]
+    console = Console(width=20, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(narrow.rich(20))
+    assert len(capture.get().splitlines()) == 9  # two a task and for the header

@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from .. import InvalidArguments, TaskError, ToolError, UnknownTask
 from .._json import check_id
-from ._session import Command, CommandError, Exit, complain, execute
+from ._session import OWNER, Command, CommandError, Exit, UsageError, complain, execute
 
 # Each command loads what it needs when it runs: most of them only look, and are to be quick.
 # ruff: noqa: PLC0415
@@ -69,7 +69,7 @@ def run(
     /,
     *commands: str,
     resumable: Flag = False,
-    owner: Owner = "cli",
+    owner: Owner = OWNER,
     where: Where = HERE,
 ) -> int:
     """Run shell commands as background tasks, side by side, and watch them until all have ended.
@@ -77,7 +77,7 @@ def run(
     SIGINT and SIGTERM stop them.
 
     Args:
-        command: A command for /bin/sh, in one argument.
+        command: A command for /bin/sh, in one argument; behind `--` if it begins with `-`.
         commands: More of them.
         resumable: Those that are stopped may be run again with `resume`.
         owner: Who owns the tasks.
@@ -89,7 +89,7 @@ def run(
 
 
 @app.command
-def ls(*, owner: Owner = "cli", all: Flag = False, where: Where = HERE) -> int:  # noqa: A002
+def ls(*, owner: Owner = OWNER, all: Flag = False, where: Where = HERE) -> int:  # noqa: A002
     """List tasks in order of creation.
 
     Args:
@@ -121,7 +121,7 @@ def logs(
     follow: Annotated[bool, Parameter(name=("--follow", "-f"), negative=())] = False,
     where: Where = HERE,
 ) -> int:
-    """Write the output of a task, exactly.
+    """Write the output of a task, exactly as it is stored.
 
     Args:
         task_id: The task, whoever owns it.
@@ -149,6 +149,8 @@ def wait(task_id: TaskId, /, *task_ids: TaskId, where: Where = HERE) -> int:
 def cancel(task_id: TaskId, /, *task_ids: TaskId, tree: Flag = False, where: Where = HERE) -> int:
     """Cancel tasks, running or stopped, for good. A running one ends soon after.
 
+    What cannot be cancelled does not keep the others from it.
+
     Args:
         task_id: The task, whoever owns it.
         task_ids: More of them.
@@ -173,8 +175,8 @@ def resume(task_id: TaskId, /, *task_ids: TaskId, where: Where = HERE) -> int:
 
 
 @app.command
-def gc(*, owner: Owner = "cli", all: Flag = False, where: Where = HERE) -> int:  # noqa: A002
-    """Delete the records and output of tasks that have ended.
+def gc(*, owner: Owner = OWNER, all: Flag = False, where: Where = HERE) -> int:  # noqa: A002
+    """Delete the records and output of tasks that have ended, and old notices of owner `cli`.
 
     Args:
         owner: Whose tasks.
@@ -227,12 +229,14 @@ def run_app(tokens: Sequence[str]) -> int:
 def _command_first(tokens: Sequence[str]) -> list[str]:
     """Move options that stand before the command behind it, where each command has its own."""
     at = 0
-    while at < len(tokens) and tokens[at].startswith("--") and tokens[at] not in _ALONE:
+    while at < len(tokens) and tokens[at].startswith("-") and tokens[at] not in _ALONE:
         at += 2 if tokens[at] in ("--db", "--owner") else 1
+    if at >= len(tokens):
+        raise UsageError("a command is missing; see trio-bgtasks --help")
     return [*tokens[at : at + 1], *tokens[:at], *tokens[at + 1 :]]
 
 
-_ALONE = ("--", "--help", "--version")
+_ALONE = ("--", "--help", "-h", "--version")
 
 
 def _said(error: Exception) -> str:
@@ -244,6 +248,6 @@ def _said(error: Exception) -> str:
 def _code_of(error: Exception) -> Exit:
     if isinstance(error, UnknownTask):
         return Exit.UNKNOWN_TASK
-    if isinstance(error, CycloptsError | InvalidArguments):
+    if isinstance(error, CycloptsError | InvalidArguments | UsageError):
         return Exit.USAGE
     return Exit.OTHER

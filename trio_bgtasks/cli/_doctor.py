@@ -7,15 +7,14 @@ import attrs
 from .. import SqliteTaskStore
 from .._json import JsonObject
 from ..stores.sqlite import StoreReport
-from ._session import CommandError, Exit, Session
+from ._session import Exit, Session
 from ._text import moment, one_line, size
 from ._views import Grid, say, say_json, show
 
 
 async def doctor(session: Session) -> int:
     """Print what there is to know; return 0 if the file and every record can be read."""
-    if not session.db.exists():
-        raise CommandError(f"there is no database at {session.db}")
+    session.check_database()
     # No manager: its first sweep would end the orphans, which are to be shown.
     async with SqliteTaskStore.open(session.db) as store:
         report = await store.inspect()

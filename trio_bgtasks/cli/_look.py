@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 import attrs
 import trio
 
-from .. import BackgroundTaskManager, OutputPage, TaskRecord, TaskStatus, TaskSummary
-from ._session import Exit, Session, complain, exit_code, find, find_all, owned
+from .. import (
+    BackgroundTaskManager,
+    OutputPage,
+    TaskError,
+    TaskRecord,
+    TaskStatus,
+    TaskSummary,
+)
+from ._session import (
+    OWNER,
+    Exit,
+    Session,
+    complain,
+    ended,
+    exit_code,
+    find,
+    find_all,
+    forget_notices,
+    owned,
+)
 from ._text import one_line
 from ._views import (
     OwnedTask,
@@ -35,8 +54,9 @@ async def ls(session: Session, owner: str | None) -> int:
             for name in await _owners(manager, owner)
             for summary in await manager.list_tasks(name)
         ]
-    if owner is None:
-        tasks.sort(key=lambda task: task.summary.created_at_ms)
+        if owner is None:
+            order = [await _place(manager, task) for task in tasks]
+            tasks = [tasks[n] for n in sorted(range(len(tasks)), key=order.__getitem__)]
     if session.json:
         say_json(tasks_json(tasks))
     else:
@@ -44,11 +64,22 @@ async def ls(session: Session, owner: str | None) -> int:
     return Exit.COMPLETED
 
 
+async def _place(manager: BackgroundTaskManager, task: OwnedTask) -> int:
+    """Return the store's number of a task, which grows with each: a clock may step back."""
+    record = await manager.record(task.owner_thread_id, task.summary.task_id)
+    return 0 if record is None else record.seq
+
+
 async def gc(session: Session, owner: str | None) -> int:
-    """Delete the ended records of ``owner`` (None: of all); say how many."""
+    """Delete the ended records of ``owner`` (None: of all); say how many.
+
+    Old notices of the command's own owner go too.
+    """
     async with session.manager() as manager:
         names = await _owners(manager, owner)
         count = sum([await manager.gc_terminal(name) for name in names])
+        if owner in (None, OWNER):
+            await forget_notices(manager)
     if session.json:
         say_json({"deleted": count})
     else:
@@ -76,12 +107,16 @@ async def show_task(session: Session, task_id: str) -> int:
 
 async def wait(session: Session, task_ids: tuple[str, ...]) -> int:
     """Wait until none of the tasks is running; print how they stand then."""
-    tasks: list[OwnedTask] = []
     async with session.manager() as manager:
-        for record in await find_all(manager, task_ids):
-            owner = record.owner_thread_id
-            summary = await manager.wait(owner, record.task_id)
-            tasks.append(await owned(manager, owner, summary))
+        records = await find_all(manager, task_ids)
+        tasks = [await owned(manager, r.owner_thread_id, r.summary()) for r in records]
+
+        async def attend(number: int) -> None:
+            tasks[number] = await ended(manager, tasks[number])
+
+        async with trio.open_nursery() as nursery:
+            for number in range(len(tasks)):
+                nursery.start_soon(attend, number)
     if session.json:
         say_json(tasks_json(tasks))
     else:
@@ -92,28 +127,47 @@ async def wait(session: Session, task_ids: tuple[str, ...]) -> int:
 async def cancel(session: Session, task_ids: tuple[str, ...], *, tree: bool) -> int:
     """Cancel tasks, running or stopped; with ``tree``, also everything below them.
 
-    A cancel that was accepted is final; a task of another process ends soon after.
+    A cancel that was accepted is final, and said at once; a task of another process ends soon
+    after. What cannot be cancelled does not keep the others from it.
     """
+    accepted: dict[str, TaskSummary] = {}
+    others, code = 0, Exit.COMPLETED
     async with session.manager() as manager:
-        accepted: list[TaskSummary] = []
-        others = 0
         for record in await find_all(manager, task_ids):
-            owner = record.owner_thread_id
-            if tree:
-                cancelled = await manager.cancel_tree(owner, record.task_id)
-                accepted += cancelled.own
-                others += cancelled.others
-            else:
-                accepted.append(await manager.cancel(owner, record.task_id))
+            if record.task_id in accepted:
+                continue  # with the tree above it
+            try:
+                own, count = await _cancel(manager, record, tree=tree)
+            except TaskError as error:
+                complain(str(error))
+                code = Exit.OTHER
+                continue
+            accepted |= {summary.task_id: summary for summary in own}
+            others += count
+            if not session.json:
+                _say_cancelled(own)
     if session.json:
-        say_json({"tasks": [summary.to_json() for summary in accepted], "others": others})
-    else:
-        for summary in accepted:
-            ended = summary.status is TaskStatus.CANCELLED
-            say(f"{one_line(summary.task_id)}  {'cancelled' if ended else 'cancel accepted'}")
-        if others:
-            say(f"and {others} tasks of other owners")
-    return Exit.COMPLETED
+        say_json({"tasks": [each.to_json() for each in accepted.values()], "others": others})
+    elif others:
+        say(f"and {others} tasks of other owners")
+    return code
+
+
+async def _cancel(
+    manager: BackgroundTaskManager, record: TaskRecord, *, tree: bool
+) -> tuple[Sequence[TaskSummary], int]:
+    """Return whose cancel was accepted, and the number of those of other owners."""
+    owner, task_id = record.owner_thread_id, record.task_id
+    if not tree:
+        return [await manager.cancel(owner, task_id)], 0
+    cancelled = await manager.cancel_tree(owner, task_id)
+    return cancelled.own, cancelled.others
+
+
+def _say_cancelled(summaries: Sequence[TaskSummary]) -> None:
+    for summary in summaries:
+        over = summary.status is TaskStatus.CANCELLED
+        say(f"{one_line(summary.task_id)}  {'cancelled' if over else 'cancel accepted'}")
 
 
 # ---- output --------------------------------------------------------------------------------------

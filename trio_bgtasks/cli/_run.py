@@ -12,6 +12,7 @@ import trio
 from .. import (
     RUN_IN_BACKGROUND_PARAM,
     BackgroundCapable,
+    BackgroundExecutable,
     BackgroundTaskManager,
     TaskNotResumable,
     TaskNotStopped,
@@ -22,7 +23,17 @@ from .. import (
 )
 from .._json import JsonObject
 from ..tools import ShellTool
-from ._session import CommandError, Session, complain, exit_code, find_all, owned
+from ._session import (
+    OWNER,
+    CommandError,
+    Session,
+    complain,
+    ended,
+    exit_code,
+    find_all,
+    forget_notices,
+    owned,
+)
 from ._text import last_line, one_line
 from ._views import OwnedTask, is_live, live_grid, say, say_json, show, tasks_grid, tasks_json
 
@@ -32,41 +43,67 @@ _TAIL_BYTES = 1000
 
 @attrs.define
 class _Begun:
-    """A task that this command started, and the last line that it said.
+    """A task that this command started, as it was known last, and the last line that it said.
 
-    ``ended`` is how it stood when it ended: kept, as somebody may collect it while others run.
+    Once it has ``ended`` nothing of it is read any more: somebody may collect it while others run.
     """
 
-    owner: str
-    task_id: str
+    task: OwnedTask
     last_line: str = ""
-    ended: OwnedTask | None = None
+    ended: bool = False
+
+
+@attrs.frozen
+class _Starter:
+    """Starts tasks, and waits for each from then on."""
+
+    manager: BackgroundTaskManager
+    nursery: trio.Nursery
+    begun: list[_Begun]
+
+    async def start(self, tool: BackgroundExecutable[None], owner: str, args: JsonObject) -> None:
+        """Start, or resume, a task."""
+        wrapped = BackgroundCapable(tool, self.manager)
+        call = {**args, RUN_IN_BACKGROUND_PARAM: True}
+        result = await wrapped.execute(call, ToolCallContext(thread_id=owner))
+        if result.is_error:
+            raise CommandError(result.message or "the task was not started")
+        task_id = result.data["task_id"]
+        if result.data["status"] != "running_in_background":
+            # Somebody else was faster.
+            raise TaskNotStopped(task_id, result.data["status"])
+        # It was started in this very step of the loop, so it is live.
+        summary = next(s for s in self.manager.live(owner) if s.task_id == task_id)
+        begun = _Begun(OwnedTask(owner, summary, summary.created_at_ms))
+        self.begun.append(begun)
+        self.nursery.start_soon(_wait_for, self.manager, begun)
 
 
 async def run(session: Session, commands: Sequence[str], *, owner: str, resumable: bool) -> int:
     """Run each command as a background shell task; return when all have ended."""
+    tool = ShellTool(supports_resume=resumable)
+    # The folder is stored: a resume elsewhere goes on in the same one.
+    calls: list[JsonObject] = [{"command": each, "cwd": str(Path.cwd())} for each in commands]
+    for args in calls:
+        tool.validate_args(args)  # all of them, before the first is started
 
-    async def start(manager: BackgroundTaskManager, begun: list[_Begun]) -> None:
-        tool = BackgroundCapable(ShellTool(supports_resume=resumable), manager)
-        for command in commands:
-            # The folder is stored: a resume elsewhere goes on in the same one.
-            args: JsonObject = {"command": command, "cwd": str(Path.cwd())}
-            await _start(tool, owner, args, begun)
+    async def start(starter: _Starter) -> None:
+        for args in calls:
+            await starter.start(tool, owner, args)
 
-    return await _see_through(session, start)
+    return await _see_through(session, start, create=True)
 
 
 async def resume(session: Session, task_ids: tuple[str, ...]) -> int:
     """Run stopped shell tasks again, all or none; return when they have ended."""
+    tool = ShellTool(supports_resume=True)
 
-    async def start(manager: BackgroundTaskManager, begun: list[_Begun]) -> None:
-        records = await find_all(manager, task_ids)
-        tool = ShellTool(supports_resume=True)
+    async def start(starter: _Starter) -> None:
+        records = await find_all(starter.manager, task_ids)
         for record in records:
             _check_resumable(record, tool.task_type)
-        wrapped = BackgroundCapable(tool, manager)
         for record in records:
-            await _start(wrapped, record.owner_thread_id, {"task_id": record.task_id}, begun)
+            await starter.start(tool, record.owner_thread_id, {"task_id": record.task_id})
 
     return await _see_through(session, start)
 
@@ -81,66 +118,50 @@ def _check_resumable(record: TaskRecord, task_type: str) -> None:
         raise TaskNotResumable(record.task_id, "it was not started with --resumable")
 
 
-async def _start(
-    tool: BackgroundCapable, owner: str, args: JsonObject, begun: list[_Begun]
-) -> None:
-    call = {**args, RUN_IN_BACKGROUND_PARAM: True}
-    tool.validate_args(call)
-    result = await tool.execute(call, ToolCallContext(thread_id=owner))
-    if result.is_error:
-        raise CommandError(result.message or "the task was not started")
-    if result.data["status"] != "running_in_background":
-        # Somebody else was faster.
-        raise TaskNotStopped(result.data["task_id"], result.data["status"])
-    begun.append(_Begun(owner, result.data["task_id"]))
-
-
 # ---- watching ------------------------------------------------------------------------------------
 
 
 async def _see_through(
-    session: Session,
-    start: Callable[[BackgroundTaskManager, list[_Begun]], Awaitable[None]],
+    session: Session, start: Callable[[_Starter], Awaitable[None]], *, create: bool = False
 ) -> int:
     """Start tasks, watch them to their ends, print how they ended, however this is ended."""
     begun: list[_Begun] = []
     tasks: list[OwnedTask] = []
     try:
-        async with session.manager() as manager:
+        async with session.manager(create=create) as manager:
             try:
-                await start(manager, begun)
-                await _watch(session, manager, begun)
+                async with trio.open_nursery() as nursery:
+                    await start(_Starter(manager, nursery, begun))
+                    await _watch(session, manager, begun)
             finally:
                 if not _all_ended(begun):
                     complain("stopping")
     finally:
         with trio.CancelScope(shield=True):
             tasks += await _ends(session, begun)
-        _summarise(session, tasks)
+            _summarise(session, tasks)
+            await _announced(session, tasks)
     return exit_code(tasks)
 
 
 async def _watch(session: Session, manager: BackgroundTaskManager, begun: list[_Begun]) -> None:
-    async with trio.open_nursery() as nursery:
-        for task in begun:
-            nursery.start_soon(_wait_for, manager, task)
-        if session.json:
-            pass  # the summary says it all
-        elif is_live():
-            await _draw(manager, begun)
-        else:
-            for task in begun:
-                say(f"{one_line(task.task_id)}  started")
+    if session.json:
+        pass  # the summary says it all
+    elif is_live():
+        await _draw(manager, begun)
+    else:
+        for each in begun:
+            say(f"{one_line(each.task.summary.task_id)}  started")
 
 
-async def _wait_for(manager: BackgroundTaskManager, task: _Begun) -> None:
-    summary = await manager.wait(task.owner, task.task_id)
-    task.last_line = await _last_line(manager, task)
-    task.ended = await owned(manager, task.owner, summary)
+async def _wait_for(manager: BackgroundTaskManager, begun: _Begun) -> None:
+    task = await ended(manager, begun.task)
+    line = await _last_line(manager, begun)
+    begun.task, begun.last_line, begun.ended = task, line, True
 
 
 def _all_ended(begun: list[_Begun]) -> bool:
-    return all(task.ended is not None for task in begun)
+    return all(each.ended for each in begun)
 
 
 async def _draw(manager: BackgroundTaskManager, begun: list[_Begun]) -> None:
@@ -151,28 +172,34 @@ async def _draw(manager: BackgroundTaskManager, begun: list[_Begun]) -> None:
     console = Console(highlight=False)
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while not _all_ended(begun):
-            rows = [await _look(manager, task) for task in begun]
-            live.update(live_grid(rows, console.height).rich(), refresh=True)
+            for each in begun:
+                await _look(manager, each)
+            width, height = console.size
+            rows = [(each.task, each.last_line) for each in begun]
+            live.update(live_grid(rows, width, height).rich(width), refresh=True)
             await trio.sleep(_REDRAW_S)
 
 
-async def _look(manager: BackgroundTaskManager, task: _Begun) -> tuple[OwnedTask, str]:
-    """Return how a task stands, and the last line of its output."""
-    if task.ended is not None:
-        return task.ended, task.last_line
-    return await _read_back(manager, task), await _last_line(manager, task)
-
-
-async def _last_line(manager: BackgroundTaskManager, task: _Begun) -> str:
-    page = await manager.output(task.owner, task.task_id, offset=-_TAIL_BYTES)
-    return last_line(page.text)
-
-
-async def _read_back(manager: BackgroundTaskManager, task: _Begun) -> OwnedTask:
-    summary = await manager.get(task.owner, task.task_id)
+async def _look(manager: BackgroundTaskManager, begun: _Begun) -> None:
+    """Read how a task stands, unless its end is known; one that was collected stays as it was."""
+    if begun.ended:
+        return
+    owner = begun.task.owner_thread_id
+    summary = await manager.get(owner, begun.task.summary.task_id)
     if summary is None:
-        raise UnknownTask(task.task_id)
-    return await owned(manager, task.owner, summary)
+        return
+    task, line = await owned(manager, owner, summary), await _last_line(manager, begun)
+    if not begun.ended:  # meanwhile
+        begun.task, begun.last_line = task, line
+
+
+async def _last_line(manager: BackgroundTaskManager, begun: _Begun) -> str:
+    task = begun.task
+    try:
+        page = await manager.output(task.owner_thread_id, task.summary.task_id, offset=-_TAIL_BYTES)
+    except UnknownTask:
+        return begun.last_line
+    return last_line(page.text)
 
 
 # ---- the summary ---------------------------------------------------------------------------------
@@ -180,10 +207,11 @@ async def _read_back(manager: BackgroundTaskManager, task: _Begun) -> OwnedTask:
 
 async def _ends(session: Session, begun: list[_Begun]) -> list[OwnedTask]:
     """Return how the tasks ended; those whose end was not waited for are read back."""
-    if _all_ended(begun):
-        return [task.ended for task in begun if task.ended is not None]
-    async with session.manager() as manager:
-        return [task.ended or await _read_back(manager, task) for task in begun]
+    if not _all_ended(begun):
+        async with session.manager() as manager:
+            for each in begun:
+                await _look(manager, each)
+    return [each.task for each in begun]
 
 
 def _summarise(session: Session, tasks: list[OwnedTask]) -> None:
@@ -194,9 +222,20 @@ def _summarise(session: Session, tasks: list[OwnedTask]) -> None:
         return
     show(tasks_grid(tasks))
     again = [
-        shlex.quote(one_line(task.summary.task_id))
+        shlex.quote(task.summary.task_id)
         for task in tasks
         if task.summary.status is TaskStatus.STOPPED and task.summary.supports_resume
     ]
     if again:
-        say(f"to go on: trio-bgtasks resume {' '.join(again)}")
+        where = ["--db", shlex.quote(str(session.db.absolute()))] if session.db_named else []
+        say(one_line(f"to go on: trio-bgtasks resume {' '.join([*where, *again])}"))
+
+
+async def _announced(session: Session, tasks: list[OwnedTask]) -> None:
+    """Acknowledge the notices of the command's own tasks: the summary has announced them.
+
+    Those of another owner may be meant for a program.
+    """
+    if any(task.owner_thread_id == OWNER for task in tasks):
+        async with session.manager() as manager:
+            await forget_notices(manager)

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import TypeAlias
@@ -31,6 +31,9 @@ from ._views import OwnedTask
 
 ENV_DB = "TRIO_BGTASKS_DB"
 
+OWNER = "cli"
+"""Who owns the tasks of `run`, unless another owner is named."""
+
 # Somebody waits at a terminal: what other processes did is seen soon.
 _CONFIG = ManagerConfig(poll_s=0.5)
 
@@ -49,16 +52,31 @@ class CommandError(Exception):
     """The command cannot do what it was asked for; the text says why, in one line."""
 
 
+class UsageError(CommandError):
+    """The command line is not one."""
+
+
 @attrs.frozen
 class Session:
-    """What a command works with, for as long as it runs."""
+    """What a command works with, for as long as it runs.
+
+    ``db_named``: the path of the database was an option, not the environment's or the default.
+    """
 
     db: Path
     json: bool
+    db_named: bool = False
+
+    def check_database(self) -> None:
+        """Raise `CommandError` if there is no database: a wrong path is not made into one."""
+        if not self.db.exists():
+            raise CommandError(f"there is no database at {self.db}")
 
     @asynccontextmanager
-    async def manager(self) -> AsyncGenerator[BackgroundTaskManager, None]:
-        """Open the store and a manager on it."""
+    async def manager(self, *, create: bool = False) -> AsyncGenerator[BackgroundTaskManager, None]:
+        """Open the store and a manager on it; with ``create`` also where there is no database."""
+        if not create:
+            self.check_database()
         async with (
             SqliteTaskStore.open(self.db) as store,
             open_task_manager(store, config=_CONFIG) as manager,
@@ -88,7 +106,8 @@ def execute(
     A signal cancels the command, which then cleans up; further ones change nothing.
     """
     _log_to_stderr(log_level)
-    return trio.run(_serve, command, Session(database(db), json))
+    session = Session(database(db), json, db_named=db is not None)
+    return trio.run(_serve, command, session)
 
 
 async def _serve(command: Command, session: Session) -> int:
@@ -156,9 +175,30 @@ async def owned(
     """Return what the views need of a task."""
     began_ms = summary.created_at_ms
     if summary.attempt > 1:
-        journal = await manager.history(owner_thread_id, summary.task_id)
-        began_ms = max(e.at_ms for e in journal if e.kind in ("registered", "attempt_started"))
+        with suppress(UnknownTask):  # collected meanwhile, its journal too
+            journal = await manager.history(owner_thread_id, summary.task_id)
+            began_ms = max(e.at_ms for e in journal if e.kind in ("registered", "attempt_started"))
     return OwnedTask(owner_thread_id, summary, began_ms)
+
+
+async def ended(manager: BackgroundTaskManager, task: OwnedTask) -> OwnedTask:
+    """Wait until the task is not running; return how it stands then.
+
+    One that somebody collected before its end was seen stays as it was known last, with a warning.
+    """
+    owner, task_id = task.owner_thread_id, task.summary.task_id
+    try:
+        summary = await manager.wait(owner, task_id)
+    except UnknownTask:
+        complain(f"warning: {task_id} was collected before its end was seen")
+        return task
+    return await owned(manager, owner, summary)
+
+
+async def forget_notices(manager: BackgroundTaskManager) -> None:
+    """Acknowledge all notices of the command's own owner, which nobody else would ever read."""
+    while await manager.take_notices(OWNER):
+        pass
 
 
 def exit_code(tasks: list[OwnedTask]) -> int:

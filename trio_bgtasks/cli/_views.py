@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -16,9 +17,11 @@ from .._records import ref_to_json
 from ._text import moment, one_line, size, span
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
 _BRIEF = 200  # characters of a cell in a table of tasks; `show` has all of them
+_SHORTEST = 5  # columns of a terminal: a cell that is cut more says nothing
 
 _STYLES: dict[str, str] = {
     TaskStatus.RUNNING: "cyan",
@@ -34,7 +37,8 @@ class Grid:
     """A table of safe text.
 
     Where a terminal is too narrow, ``cut`` columns are shortened and ``wrapped`` ones take several
-    lines; the others, ids among them, stay whole.
+    lines; the others, ids among them, stay whole. Where that is not enough either, each row takes
+    two lines: its first cell, and as much of the others as there is room for.
     """
 
     columns: Sequence[str]
@@ -43,18 +47,35 @@ class Grid:
     wrapped: Sequence[str] = ()
     header: bool = True
 
+    def _lines(self) -> Sequence[Sequence[str]]:
+        return [self.columns, *self.rows] if self.header else self.rows
+
     def plain(self) -> str:
         """Return the lines, columns aligned, nothing shortened."""
-        table = [self.columns, *self.rows] if self.header else self.rows
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = self._lines()
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in table
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
         )
 
-    def rich(self) -> Table:
-        """Return the table for a terminal."""
-        from rich.table import Table  # noqa: PLC0415 - slow to import, and for a terminal only
+    def fits(self, width: int) -> bool:
+        """Tell whether the columns can stand side by side in so many columns of a terminal."""
+        from rich.cells import cell_len  # noqa: PLC0415 - slow to import, and for a terminal only
+
+        needed = -2
+        for name, *cells in zip(self.columns, *self._lines(), strict=True):
+            widest = max(map(cell_len, cells), default=0)
+            shrinks = name in self.cut or name in self.wrapped
+            needed += 2 + (min(widest, _SHORTEST) if shrinks else widest)
+        return needed <= width
+
+    def rich(self, width: int) -> Table | Group:
+        """Return the table for a terminal of so many columns."""
+        return self._table() if self.fits(width) else self._stacked()
+
+    def _table(self) -> Table:
+        from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
 
         table = Table(box=None, pad_edge=False, show_header=self.header, header_style="bold")
@@ -68,10 +89,30 @@ class Grid:
             table.add_row(*cells)
         return table
 
+    def _stacked(self) -> Group:
+        from rich.console import Group  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        lines = self._lines()
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        # What may be cut is cut first, at the end of the line.
+        order = sorted(range(1, len(widths)), key=lambda n: self.columns[n] in self.cut)
+        shown: list[Text] = []
+        for line in lines:
+            bold = "bold" if line is self.columns else ""
+            rest = Text("", style=bold, no_wrap=True, overflow="ellipsis")
+            for n in order:
+                whole = self.columns[n] not in self.cut
+                rest.append("  ")
+                rest.append(line[n].ljust(widths[n] if whole else 0), _STYLES.get(line[n], ""))
+            rest.rstrip()
+            shown += [Text(line[0], style=bold, overflow="fold"), *([rest] if rest else [])]
+        return Group(*shown)
+
 
 def is_live() -> bool:
-    """Tell whether a person looks at standard output."""
-    return sys.stdout.isatty()
+    """Tell whether a person looks at standard output, on a terminal that can be drawn on."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 def say(text: str = "") -> None:
@@ -86,7 +127,8 @@ def show(grid: Grid) -> None:
         return
     from rich.console import Console  # noqa: PLC0415 - slow to import, and for a terminal only
 
-    Console(highlight=False).print(grid.rich())
+    console = Console(highlight=False)
+    console.print(grid.rich(console.width))
 
 
 def say_json(value: JsonValue) -> None:
@@ -133,24 +175,25 @@ def _brief(text: str) -> str:
     return shorten(one_line(text), _BRIEF)
 
 
-def live_grid(tasks: Sequence[tuple[OwnedTask, str]], height: int) -> Grid:
+def live_grid(tasks: Sequence[tuple[OwnedTask, str]], width: int, height: int) -> Grid:
     """Return the table of tasks under way, each with the last line of its output.
 
     Where there are more than ``height`` lines show, those that run come first.
     """
-    room = max(1, height - 3)
-    shown = tasks
-    if len(tasks) > room:
-        runs = [task.summary.status is TaskStatus.RUNNING for task, _ in tasks]
-        order = sorted(range(len(tasks)), key=lambda n: (not runs[n], n))
-        shown = [tasks[n] for n in sorted(order[:room])]
     columns = ("TASK", "STATUS", "ATTEMPT", "TIME", "DESCRIPTION", "LAST LINE")
     rows = [
-        [*standing(task), _brief(task.summary.description), _brief(line)] for task, line in shown
+        [*standing(task), _brief(task.summary.description), _brief(line)] for task, line in tasks
     ]
-    if len(shown) < len(tasks):
-        rows.append([f"and {len(tasks) - len(shown)} more", *[""] * (len(columns) - 1)])
-    return Grid(columns, rows, cut=("DESCRIPTION", "LAST LINE"))
+    grid = Grid(columns, rows, cut=("DESCRIPTION", "LAST LINE"))
+    lines = 1 if grid.fits(width) else 2  # of a task, and of the header
+    room = max(1, (height - 2 - lines) // lines)
+    if len(tasks) <= room:
+        return grid
+    runs = [task.summary.status is TaskStatus.RUNNING for task, _ in tasks]
+    order = sorted(range(len(tasks)), key=lambda n: (not runs[n], n))
+    shown = [rows[n] for n in sorted(order[:room])]
+    shown.append([f"and {len(tasks) - room} more", *[""] * (len(columns) - 1)])
+    return attrs.evolve(grid, rows=shown)
 
 
 def standing(task: OwnedTask) -> list[str]:
