@@ -13,11 +13,12 @@ import trio
 from ._announcing import AT_ONCE, Announcer
 from ._cancelling import Canceller
 from ._checks import check_int, check_seconds
-from ._errors import IdempotencyKeyUsed, ManagerClosed, TaskStoreError, UnknownTask
+from ._errors import IdempotencyKeyUsed, TaskStoreError
 from ._execution import ambient
 from ._hints import Hints, Subscription
 from ._json import JsonObject, check_id
 from ._liveness import Liveness
+from ._looking import Looker
 from ._records import (
     JournalEntry,
     OutputPage,
@@ -64,6 +65,7 @@ class BackgroundTaskManager:
         self._liveness = Liveness(store, config, waits, self._slots, self._hints)
         self._starter = Starter(store, config, waits, self._supervisor, self._liveness)
         self._canceller = Canceller(store, config, waits, self._slots, self._hints)
+        self._looker = Looker(store, config, self._supervisor, self._liveness, self._hints)
         self._announcer = Announcer(store, config, waits)
         self._services = Services(config, waits, self._supervisor, self._liveness, self._hints)
 
@@ -180,14 +182,14 @@ class BackgroundTaskManager:
             return None
         if record.task_type != task_type:
             raise IdempotencyKeyUsed(record.task_id, idempotency_key)
-        return await self._settled(owner_thread_id, record.task_id)
+        return await self._looker.settled(owner_thread_id, record.task_id)
 
     async def _recalled(self, request: StartRequest, used: IdempotencyKeyUsed) -> TaskSummary:
         """Answer a start with a used key as a status call for the task that it started."""
-        record = await self._settled(request.owner_thread_id, used.task_id)
+        record = await self._looker.settled(request.owner_thread_id, used.task_id)
         if record is None or record.task_type != request.task_type:
             raise used
-        return self._summary(record)
+        return self._looker.summary(record)
 
     # ---- cancelling ---------------------------------------------------------------------------
 
@@ -214,10 +216,10 @@ class BackgroundTaskManager:
 
     async def _root(self, owner_thread_id: str, task_id: str) -> TaskRecord:
         await self._enter(owner_thread_id, task_id)
-        slot = self._own_slot(owner_thread_id, task_id)
+        slot = self._looker.own_slot(owner_thread_id, task_id)
         if slot is not None and slot.record is not None:
             return slot.record  # what is live here can be cancelled without reading the store
-        return _known(task_id, await self._settled(owner_thread_id, task_id))
+        return await self._looker.known(owner_thread_id, task_id)
 
     @trio.lowlevel.enable_ki_protection
     async def close_owner(self, owner_thread_id: str) -> None:
@@ -274,19 +276,12 @@ class BackgroundTaskManager:
             TaskStoreError: the store failed and the task is not live here.
         """
         await self._enter(owner_thread_id, task_id)
-        try:
-            record = await self._settled(owner_thread_id, task_id)
-        except Exception as error:
-            slot = self._own_slot(owner_thread_id, task_id)
-            if slot is None or slot.record is None:
-                raise
-            return _unread(slot, slot.record, error)
-        return None if record is None else self._summary(record)
+        return await self._looker.get(owner_thread_id, task_id)
 
     async def record(self, owner_thread_id: str, task_id: str) -> TaskRecord | None:
         """Return the whole record, None when this owner has no such task. Raises as `get` does."""
         await self._enter(owner_thread_id, task_id)
-        return await self._settled(owner_thread_id, task_id)
+        return await self._looker.settled(owner_thread_id, task_id)
 
     def live(self, owner_thread_id: str) -> list[TaskSummary]:
         """Return what is live here of this owner, without asking the store."""
@@ -298,7 +293,7 @@ class BackgroundTaskManager:
 
     def persistence_error(self, owner_thread_id: str, task_id: str) -> str | None:
         """Return why the end, or the cancel mark, of a task is not stored yet; None if it is."""
-        slot = self._own_slot(owner_thread_id, task_id)
+        slot = self._looker.own_slot(owner_thread_id, task_id)
         return None if slot is None else slot.persistence_error
 
     def current_task_id(self) -> str | None:
@@ -320,33 +315,9 @@ class BackgroundTaskManager:
         if task_type is not None:
             check_id(task_type, "task_type")
         await trio.lowlevel.checkpoint()
-        await self._settle_owner(owner_thread_id)
-        records = await self._list(owner_thread_id, status, task_type)
-        return [self._summary(r) for r in records if r.background or not background_only]
-
-    async def _settle_owner(self, owner_thread_id: str) -> None:
-        """Look after every foreign executor that runs tasks of this owner."""
-        running = await self._list(owner_thread_id, TaskStatus.RUNNING, None)
-        foreign = {record.executor_id: record for record in running}
-        for record in foreign.values():
-            await self._liveness.settle(record)
-
-    async def _list(
-        self, owner_thread_id: str, status: TaskStatus | None, task_type: str | None
-    ) -> list[TaskRecord]:
-        records: list[TaskRecord] = []
-        after: int | None = 0
-        while after is not None:
-            page = await self._store.list_owner(
-                owner_thread_id, after=after, status=status, task_type=task_type
-            )
-            records += page.records
-            for error in page.corrupt:
-                log.error("left out of a list: %s", error, extra={"task_id": error.task_id})
-            after = page.next_after
-            if after is not None:
-                await trio.lowlevel.checkpoint()
-        return records
+        records = await self._looker.records(owner_thread_id, status, task_type)
+        shown = (r for r in records if r.background or not background_only)
+        return [self._looker.summary(record) for record in shown]
 
     async def has_running_tasks(self, owner_thread_id: str) -> bool:
         """Tell whether any task of the owner runs, in whatever process."""
@@ -354,8 +325,7 @@ class BackgroundTaskManager:
         await trio.lowlevel.checkpoint()
         if self.live(owner_thread_id):
             return True
-        await self._settle_owner(owner_thread_id)
-        return bool(await self._list(owner_thread_id, TaskStatus.RUNNING, None))
+        return bool(await self._looker.records(owner_thread_id, TaskStatus.RUNNING, None))
 
     async def output(
         self, owner_thread_id: str, task_id: str, *, offset: int = 0, limit: int | None = None
@@ -372,14 +342,14 @@ class BackgroundTaskManager:
         if limit is not None:
             check_int(limit, "limit", least=1)
         await self._enter(owner_thread_id, task_id)
-        _known(task_id, await self._settled(owner_thread_id, task_id))
+        await self._looker.known(owner_thread_id, task_id)
         size = _PAGE_BYTES if limit is None else limit
         return await self._store.read_output(task_id, offset=offset, limit=size)
 
     async def history(self, owner_thread_id: str, task_id: str) -> list[JournalEntry]:
         """Return the task's journal, oldest first. Raises as `output` does."""
         await self._enter(owner_thread_id, task_id)
-        _known(task_id, await self._settled(owner_thread_id, task_id))
+        await self._looker.known(owner_thread_id, task_id)
         return await self._store.history(task_id)
 
     async def wait(self, owner_thread_id: str, task_id: str) -> TaskSummary:
@@ -394,30 +364,7 @@ class BackgroundTaskManager:
             TaskStoreError: the store failed and the task is not live here.
         """
         await self._enter(owner_thread_id, task_id)
-        if self._is_within(task_id):
-            raise RuntimeError("wait() would wait for the task that calls it")
-        with self._hints.watch(task_id) as watch:
-            while (slot := self._own_slot(owner_thread_id, task_id)) is not None:
-                await slot.freed.wait()
-                if slot.record is not None and slot.record.status is not TaskStatus.RUNNING:
-                    return slot.record.summary()  # what was stored last: the truth, unread
-            while True:
-                changed = watch.event
-                record = _known(task_id, await self._settled(owner_thread_id, task_id))
-                if record.status is not TaskStatus.RUNNING:
-                    return self._summary(record)
-                if self._hints.closed:
-                    raise ManagerClosed("the task manager is closed")
-                with trio.move_on_after(self._config.poll_s):
-                    await changed.wait()
-
-    def _is_within(self, task_id: str) -> bool:
-        """Is this call made from within a task, or from within one below it?"""
-        for execution in ambient(self._supervisor):
-            slot = self._slots.get(execution.task_id)
-            if task_id == execution.task_id or (slot is not None and task_id in slot.lineage):
-                return True
-        return False
+        return await self._looker.wait(owner_thread_id, task_id)
 
     # ---- announcing ---------------------------------------------------------------------------
 
@@ -487,7 +434,7 @@ class BackgroundTaskManager:
         """Return a task of whatever owner: for the host, never for a model."""
         check_id(task_id, "task_id")
         await trio.lowlevel.checkpoint()
-        return await self._settled(None, task_id)
+        return await self._looker.settled(None, task_id)
 
     async def owners(self) -> list[str]:
         """Return every owner that has tasks: for the host, never for a model."""
@@ -524,38 +471,6 @@ class BackgroundTaskManager:
         check_id(owner_thread_id, "owner_thread_id")
         check_id(task_id, "task_id")
         await trio.lowlevel.checkpoint()
-
-    def _own_slot(self, owner_thread_id: str, task_id: str) -> Slot | None:
-        slot = self._slots.get(task_id)
-        return slot if slot is not None and slot.owner_thread_id == owner_thread_id else None
-
-    async def _settled(self, owner_thread_id: str | None, task_id: str) -> TaskRecord | None:
-        """Load a task of this owner (None: of any); look after its executor if that is foreign."""
-        slot = self._slots.get(task_id)
-        if slot is not None:
-            await slot.answered.wait()
-        record = await self._store.load(task_id)
-        if record is None or owner_thread_id not in (None, record.owner_thread_id):
-            return None
-        if record.status is TaskStatus.RUNNING and await self._liveness.settle(record):
-            record = await self._store.load(task_id)
-        return record
-
-    def _summary(self, record: TaskRecord) -> TaskSummary:
-        slot = self._slots.get(record.task_id)
-        return record.summary() if slot is None else slot.summary(record)
-
-
-def _known(task_id: str, record: TaskRecord | None) -> TaskRecord:
-    if record is None:
-        raise UnknownTask(task_id)
-    return record
-
-
-def _unread(slot: Slot, record: TaskRecord, error: Exception) -> TaskSummary:
-    """Return what is known of a live task while the store cannot be read."""
-    unsaved = slot.persistence_error or f"not read back: {type(error).__name__}: {error}"
-    return record.summary(queued=slot.queued, persistence_error=unsaved)
 
 
 def _check_start(request: object, body: object) -> None:
