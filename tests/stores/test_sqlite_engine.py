@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sqlite3
 import sys
 import threading
@@ -23,6 +24,7 @@ import trio
 from tests.processes import PATIENCE_S, until
 from trio_bgtasks._errors import (
     InvalidValue,
+    SchemaTooNew,
     StoreBusy,
     StoreClosed,
     TaskExists,
@@ -271,6 +273,33 @@ async def test_once_taken_the_caller_waits_for_the_answer(sqlite: SqliteTaskStor
     assert answers == ["done"]
 
 
+def test_ctrl_c_in_the_middle_of_a_write_harms_nobody(tmp_path: Path) -> None:
+    """It is raised out of the call, which was then not done, or after it; the store goes on."""
+    path, outcomes = tmp_path / "tasks.db", list[str]()
+
+    async def main() -> None:
+        async with SqliteTaskStore.open(path) as store, store.executor(LeaseTerms()) as executor:
+            hand, put = Hand(store, executor.executor_id), store._engine._put
+
+            def put_and_interrupt(job: _engine._Job) -> None:
+                put(job)
+                store._engine._put = put  # type: ignore[method-assign]
+                signal.raise_signal(signal.SIGINT)
+
+            store._engine._put = put_and_interrupt  # type: ignore[method-assign]
+            try:
+                await hand.start("t")
+                outcomes.append("done")
+                await trio.lowlevel.checkpoint()
+            except KeyboardInterrupt:
+                outcomes.append("interrupted")
+            await hand.start("u")
+
+    trio.run(main)
+    assert outcomes[-1] == "interrupted"
+    assert tasks_in(path) == ({"t", "u"} if "done" in outcomes else {"u"})
+
+
 @pytest.mark.parametrize("mode", ["truncate", "wal"])
 async def test_a_thousand_callers_cancelled_at_random(
     mode: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -325,6 +354,66 @@ async def test_a_file_that_others_write_is_busy(sqlite: SqliteTaskStore, scribe:
     other.close()
     assert tasks_in(sqlite._engine.path) == set()
     await scribe.start("a")
+
+
+async def refused_as_busy(hand: Hand, task_id: str, refused: list[str]) -> None:
+    """Start a task, and be told that the file is busy."""
+    with pytest.raises(StoreBusy):
+        await hand.start(task_id)
+    refused.append(task_id)
+
+
+async def test_whoever_waits_behind_others_is_told_in_the_same_time(
+    sqlite: SqliteTaskStore, scribe: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long a busy file is tried for does not grow with the number of batches that wait."""
+    monkeypatch.setattr(_connection, "BUSY_S", 1.0)
+    monkeypatch.setattr(_engine, "_LARGEST_BATCH", 10)
+    other, refused = sqlite3.connect(sqlite._engine.path, isolation_level=None), list[str]()
+    other.execute("BEGIN IMMEDIATE")
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            for i in range(300):
+                nursery.start_soon(refused_as_busy, scribe, f"t{i}", refused)
+    assert len(refused) == 300
+    other.close()
+
+
+async def test_who_came_later_is_tried_for_longer(
+    sqlite: SqliteTaskStore, scribe: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each caller has its own time: one that gives up takes nobody with it."""
+    monkeypatch.setattr(_connection, "BUSY_S", 1.0)
+    other, refused = sqlite3.connect(sqlite._engine.path, isolation_level=None), list[str]()
+    other.execute("BEGIN IMMEDIATE")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refused_as_busy, scribe, "early", refused)
+        await trio.sleep(0.8)
+        nursery.start_soon(scribe.start, "late")
+        await until(lambda: refused)
+        other.execute("COMMIT")
+    other.close()
+    assert tasks_in(sqlite._engine.path) == {"late"}
+
+
+async def test_nobody_waits_for_those_who_have_left(
+    sqlite: SqliteTaskStore, scribe: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy file is not tried for a write that was withdrawn."""
+    monkeypatch.setattr(_connection, "BUSY_S", 1.0)
+    monkeypatch.setattr(_engine, "_LARGEST_BATCH", 10)
+    other = sqlite3.connect(sqlite._engine.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with trio.move_on_after(0.1):
+        async with trio.open_nursery() as nursery:
+            for i in range(300):
+                nursery.start_soon(scribe.start, f"t{i}")
+    with trio.fail_after(10):
+        await refused_as_busy(scribe, "next", [])
+    other.execute("COMMIT")
+    other.close()
+    await scribe.start("last")
+    assert tasks_in(sqlite._engine.path) == {"last"}
 
 
 async def test_a_caller_may_leave_while_the_file_is_busy(
@@ -418,13 +507,18 @@ async def test_a_second_store_of_the_process_drops_no_lock(sqlite: SqliteTaskSto
 
 
 async def test_a_forked_child_cannot_use_the_store(sqlite: SqliteTaskStore, scribe: Hand) -> None:
-    """In the child every call says so; the parent goes on."""
+    """In the child every call says so, and none can be opened; the parent goes on.
+
+    What SQLite knows of its locks was copied in the middle: a child that used it would block
+    itself, and its parent.
+    """
+    path = sqlite._engine.path
 
     def refused(call: Callable[[], Any]) -> bool:
         try:
             call()
         except TaskStoreError as error:
-            return "fork" in str(error)
+            return "fork before you open" in str(error)
         return False
 
     def closes() -> bool:
@@ -445,13 +539,39 @@ async def test_a_forked_child_cannot_use_the_store(sqlite: SqliteTaskStore, scri
                 refused(lambda: sqlite.load("t").send(None))
                 and refused(lambda: sqlite.apply("t", start).send(None))
                 and refused(lambda: sqlite._engine.write_from_thread(lambda _: None))
+                and refused(lambda: SqliteTaskStore.open(path).__aenter__().send(None))
                 and closes()
+                and refused(lambda: SqliteTaskStore.open(path).__aenter__().send(None))
             )
         finally:
             os._exit(0 if fine else 1)
     _, status = await trio.to_thread.run_sync(os.waitpid, child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     await scribe.start("t")
+
+
+def test_a_child_that_was_forked_with_no_store_open_has_its_own(tmp_path: Path) -> None:
+    """Also where its parent had one before."""
+    path = tmp_path / "tasks.db"
+
+    async def open_one() -> None:
+        async with SqliteTaskStore.open(path) as store, store.executor(LeaseTerms()) as executor:
+            await Hand(store, executor.executor_id).start(f"t{os.getpid()}")
+
+    trio.run(open_one)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads and fork
+        child = os.fork()
+    if child == 0:
+        code = 1
+        signal.alarm(int(PATIENCE_S))  # it ends, whatever happens
+        try:
+            trio.run(open_one)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert tasks_in(path) == {f"t{os.getpid()}", f"t{child}"}
 
 
 # ---- opening, closing, threads -------------------------------------------------------------------
@@ -535,6 +655,22 @@ async def test_an_answer_for_a_loop_that_has_ended_is_dropped(sqlite: SqliteTask
     assert await sqlite.load("t") is None
 
 
+async def test_tools_cannot_keep_the_store_from_its_threads(tmp_path: Path) -> None:
+    """With all of Trio's default threads occupied everything works, to the closing."""
+    limiter = trio.to_thread.current_default_thread_limiter()
+    limiter.total_tokens = 1
+    async with limiter:
+        with trio.fail_after(PATIENCE_S):
+            async with (
+                SqliteTaskStore.open(tmp_path / "tasks.db") as store,
+                store.executor(LeaseTerms()) as executor,
+            ):
+                await Hand(store, executor.executor_id).start("t")
+                await store.sweep(executor.executor_id, 1)
+                await store.sweep(executor.executor_id, 1, suspect="another")
+                await store.inspect()
+
+
 async def test_the_threads_are_named(sqlite: SqliteTaskStore, scribe: Hand) -> None:
     """A thread dump tells which is whose."""
     assert scribe.executor_id
@@ -583,3 +719,45 @@ async def test_a_file_that_was_removed_is_an_error(sqlite: SqliteTaskStore) -> N
     with pytest.raises(TaskStoreError, match="opened"):
         await sqlite.load("t")
     assert not path.exists()
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
+@pytest.mark.parametrize("mode", ["truncate", "wal"])
+async def test_nothing_is_acknowledged_that_nobody_will_find(
+    mode: str,
+    replaced: bool,  # noqa: FBT001
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    """A write into a file that was removed, or that another has taken the place of, is an error."""
+    request.getfixturevalue("wal" if mode == "wal" else "rollback_journal")
+    path, other = tmp_path / "tasks.db", tmp_path / "other.db"
+    async with SqliteTaskStore.open(other):
+        pass
+    async with SqliteTaskStore.open(path) as store, store.executor(LeaseTerms()) as executor:
+        hand = Hand(store, executor.executor_id)
+        await hand.start("t")
+        if replaced:
+            other.rename(path)
+        else:
+            path.unlink()
+        results = await at_once({"u": lambda: hand.start("u"), "v": lambda: hand.start("v")})
+        assert [type(result) for result in results.values()] == [TaskStoreError] * 2
+        assert "was removed or replaced" in str(results["u"])
+
+
+async def test_a_file_that_a_newer_version_has_migrated_is_left_alone(
+    sqlite: SqliteTaskStore, scribe: Hand
+) -> None:
+    """A store that was open before does not write into tables that it does not know."""
+    await scribe.start("t")
+    other = sqlite3.connect(sqlite._engine.path, isolation_level=None)
+    other.execute("PRAGMA user_version = 1000")
+    results = await at_once({"u": lambda: scribe.start("u"), "v": lambda: scribe.start("v")})
+    assert [type(result) for result in results.values()] == [SchemaTooNew] * 2
+    assert results["u"] is not results["v"]
+    assert "version is 1000" in str(results["u"])
+    assert tasks_in(sqlite._engine.path) == {"t"}
+    other.execute("PRAGMA user_version = 1")
+    other.close()
+    await scribe.start("u")

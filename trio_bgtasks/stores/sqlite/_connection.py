@@ -76,6 +76,9 @@ def _open_writer(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
         version = while_busy(lambda: view(connection, check_header))
         _set_journal_mode(connection, is_new=version == 0)
         connection.execute(f"PRAGMA synchronous = {synchronous}")
+        if synchronous == "full":  # macOS alone keeps two kinds of flush apart
+            connection.execute("PRAGMA fullfsync = ON")
+            connection.execute("PRAGMA checkpoint_fullfsync = ON")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         connection.execute("PRAGMA journal_size_limit = 67108864")
         if version < SCHEMA_VERSION:
@@ -152,6 +155,28 @@ def _set_journal_mode(connection: sqlite3.Connection, *, is_new: bool) -> None:
         ) from error
 
 
+def file_identity(path: Path) -> tuple[int, int]:
+    """Return what tells the file at ``path`` from one that is put in its place."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def check_still_ours(connection: sqlite3.Connection, path: Path, identity: tuple[int, int]) -> None:
+    """Look, inside a write transaction, whether what it writes will be found at ``path``.
+
+    Raises:
+        SchemaTooNew: a newer version of this library has migrated the file meanwhile.
+        TaskStoreError: the file was removed or replaced.
+    """
+    try:
+        moved = file_identity(path) != identity
+    except FileNotFoundError:
+        moved = True
+    if moved:
+        raise TaskStoreError(f"{path} was removed or replaced while it was open: open it anew")
+    check_header(connection)
+
+
 def begin(connection: sqlite3.Connection) -> None:
     """Begin a write transaction as soon as no other connection is writing."""
     while_busy(lambda: connection.execute("BEGIN IMMEDIATE"))
@@ -173,18 +198,25 @@ def roll_back(connection: sqlite3.Connection) -> None:
 
 
 def while_busy(step: Callable[[], _T]) -> _T:
-    """Return ``step()``, repeated for `BUSY_S` while other connections keep the file busy.
-
-    The pauses are short and random, so that nobody starves.
-    """
-    give_up_at = time.monotonic() + BUSY_S
+    """Return ``step()``, repeated for `BUSY_S` while other connections keep the file busy."""
+    began_at = time.monotonic()
     while True:
         try:
             return step()
         except sqlite3.OperationalError as error:
-            if not is_busy(error) or time.monotonic() > give_up_at:
+            if not is_busy(error) or is_overdue(began_at):
                 raise
-        time.sleep(random.uniform(0.0005, 0.004))  # noqa: S311
+        pause()
+
+
+def is_overdue(since: float) -> bool:
+    """Return whether that moment of the monotonic clock is longer ago than `BUSY_S`."""
+    return time.monotonic() > since + BUSY_S
+
+
+def pause() -> None:
+    """Wait before a busy file is tried again: shortly and at random, so that nobody starves."""
+    time.sleep(random.uniform(0.0005, 0.004))  # noqa: S311
 
 
 # ---- errors --------------------------------------------------------------------------------------
@@ -208,9 +240,12 @@ _TROUBLE = {
 }
 
 
-def is_busy(error: sqlite3.Error) -> bool:
+def is_busy(error: BaseException) -> bool:
     """Return whether ``error`` says that another connection holds a lock."""
-    return _primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return isinstance(error, sqlite3.Error) and _primary_code(error) in (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+    )
 
 
 def store_error(error: Exception) -> TaskStoreError:

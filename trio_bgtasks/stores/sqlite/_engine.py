@@ -5,6 +5,7 @@ inside the transaction of its batch, so its failure undoes it alone. Its caller 
 the commit:
 
 * cancelled while it waits its turn: the work is not done at all;
+* kept waiting by other processes for `BUSY_S`, whoever else waits: refused, nothing was done;
 * once the thread has taken it, the caller waits for the real answer, cancelled or not;
 * an answer, a refusal too, is given only when what it was read from is durable.
 """
@@ -22,7 +23,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar, TypeVarTuple
 
 import attrs
 import outcome
@@ -33,8 +34,13 @@ from ._connection import (
     SQLITE_ERRORS,
     Synchronous,
     begin,
+    check_still_ours,
+    file_identity,
+    is_busy,
+    is_overdue,
     open_reader,
     open_writer,
+    pause,
     roll_back,
     store_error,
     view,
@@ -42,11 +48,21 @@ from ._connection import (
 )
 
 _T = TypeVar("_T")
+_Args = TypeVarTuple("_Args")
 _Work: TypeAlias = Callable[[sqlite3.Connection], _T]
 
 _LARGEST_BATCH: Final = 256
 _READERS: Final = 3
+_HELPERS: Final = 3
 _PAUSE_S: Final = 0.0005
+_FORKED: Final = (
+    "this process was forked while a task store was open, and has half of SQLite's locks: "
+    "fork before you open one, or start the process by spawn or forkserver"
+)
+
+_opened: set[object] = set()  # a mark for every store that this process has open
+_inherited: set[object] = set()  # those that its parent had open at the fork
+os.register_at_fork(after_in_child=lambda: _inherited.update(_opened))
 
 
 class _State(enum.Enum):
@@ -63,6 +79,7 @@ class _Job:
     token: trio.lowlevel.TrioToken | None = None
     task: trio.lowlevel.Task | None = None
     future: Future[outcome.Outcome[Any]] | None = None
+    asked_at: float = attrs.field(factory=time.monotonic)
     state: _State = _State.WAITING
     outcome: outcome.Outcome[Any] | None = None
 
@@ -74,6 +91,7 @@ class Engine:
         self.path = path
         self.synchronous = synchronous
         self.journal_mode: str = writer.execute("PRAGMA journal_mode").fetchone()[0]
+        self._identity = file_identity(path)
         self._pid = os.getpid()
         self._lock = threading.Lock()  # guards every job's state, and `_closed` with the queue
         self._closed = False  # nothing more is taken
@@ -83,20 +101,32 @@ class Engine:
             target=self._serve, args=(writer,), name=f"bgtasks-sqlite {path.name}", daemon=True
         )
         self._idle_readers: list[sqlite3.Connection] = []
+        # Threads of our own: tools may occupy all of Trio's default ones for as long as they like.
         self._readers = trio.CapacityLimiter(_READERS)
+        self._helpers = trio.CapacityLimiter(_HELPERS)
 
     @classmethod
     @asynccontextmanager
+    @trio.lowlevel.enable_ki_protection
     async def open(cls, path: Path, synchronous: Synchronous) -> AsyncGenerator[Engine, None]:
         """Open the file, creating or migrating it; close it, all work done, at the end."""
-        writer = await trio.to_thread.run_sync(open_writer, path, synchronous)
-        engine = cls(path, synchronous, writer)
-        engine._thread.start()
+        if _inherited:
+            raise TaskStoreError(f"cannot open the task store {path}: {_FORKED}")
+        mark = object()
+        _opened.add(mark)
         try:
-            yield engine
+            writer = await trio.to_thread.run_sync(
+                open_writer, path, synchronous, limiter=trio.CapacityLimiter(1)
+            )
+            engine = cls(path, synchronous, writer)
+            engine._thread.start()
+            try:
+                yield engine
+            finally:
+                with trio.CancelScope(shield=True):
+                    await engine._close()
         finally:
-            with trio.CancelScope(shield=True):
-                await engine._close()
+            _opened.discard(mark)
 
     async def _close(self) -> None:
         if os.getpid() != self._pid:
@@ -107,10 +137,11 @@ class Engine:
             idle, self._idle_readers = self._idle_readers, []
         for reader in idle:
             reader.close()
-        await trio.to_thread.run_sync(self._thread.join)
+        await self.in_thread(self._thread.join)
 
     # ---- callers ------------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def write(self, work: _Work[_T]) -> _T:
         """Return ``work(connection)``, durable; cancelled while it waits its turn: not done.
 
@@ -148,6 +179,10 @@ class Engine:
             raise StoreClosed("the task store is closed")
         return await trio.to_thread.run_sync(self._read, work, limiter=self._readers)
 
+    async def in_thread(self, work: Callable[[*_Args], _T], *args: *_Args) -> _T:
+        """Return ``work(*args)``, which may block, but is not about the file's contents."""
+        return await trio.to_thread.run_sync(work, *args, limiter=self._helpers)
+
     def _put(self, job: _Job) -> None:
         self._check_process()
         with self._lock:
@@ -157,9 +192,7 @@ class Engine:
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
-            raise TaskStoreError(
-                "this task store was opened before a fork: open it anew in the child process"
-            )
+            raise TaskStoreError(_FORKED)
 
     # ---- reading ------------------------------------------------------------------------------
 
@@ -185,39 +218,56 @@ class Engine:
     # ---- the writing thread -------------------------------------------------------------------
 
     def _serve(self, connection: sqlite3.Connection) -> None:
+        batch: list[_Job] = []
         try:
-            while not self._drained:
-                batch: list[_Job] = []
-                self._gather(batch, wait=True)
-                if batch:
-                    self._work_off(connection, batch)
+            while batch or not self._drained:
+                batch = self._gather(batch, wait=not batch)
+                if batch and self._begin(connection, batch):
+                    self._work_off(connection, self._gather(batch, wait=False))
+                    batch = []
                     if not self._queue.empty():
                         time.sleep(_PAUSE_S)  # another process may want the write lock
         finally:
             connection.close()
 
-    def _gather(self, batch: list[_Job], *, wait: bool) -> None:
-        """Add to ``batch`` what is in the queue; if ``wait``, at least one job or the end."""
+    def _gather(self, batch: list[_Job], *, wait: bool) -> list[_Job]:
+        """Return who waits, of ``batch`` and of the queue; if ``wait``, at least one or the end."""
+        batch = [job for job in batch if job.state is _State.WAITING]
         while len(batch) < _LARGEST_BATCH and not self._drained:
             try:
                 job = self._queue.get(block=wait and not batch)
             except queue.Empty:
-                return
+                break
             if job is None:
                 self._drained = True
-            else:
+            elif job.state is _State.WAITING:
                 batch.append(job)
+        return batch
+
+    def _begin(self, connection: sqlite3.Connection, batch: list[_Job]) -> bool:
+        """Try once to begin a transaction; until then every caller may still withdraw.
+
+        While the file is busy, those are refused who have waited long enough.
+        """
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            check_still_ours(connection, self.path, self._identity)
+        except BaseException as error:  # noqa: ASYNC103, BLE001
+            busy = is_busy(error)
+            refused = self._take([j for j in batch if not busy or is_overdue(j.asked_at)])
+            _fail(connection, refused, error)
+            _deliver(refused)
+        else:
+            return True
+        pause()
+        return False
 
     def _work_off(self, connection: sqlite3.Connection, batch: list[_Job]) -> None:
-        taken: list[_Job] = []
+        taken = self._take(batch)
         alone: list[_Job] = []
         try:
-            begin(connection)  # until then every caller may still withdraw
-            self._gather(batch, wait=False)
-            taken = self._take(batch)
             alone = _run(connection, taken)
         except BaseException as error:  # noqa: ASYNC103, BLE001
-            taken = taken or self._take(batch)
             _fail(connection, taken, error)
         for job in alone:
             try:
@@ -260,8 +310,9 @@ def _fail(connection: sqlite3.Connection, jobs: list[_Job], error: BaseException
     with suppress(sqlite3.Error):  # the thread must live: everybody waits for it
         roll_back(connection)
     for job in jobs:  # an error of its own for each: whoever raises it adds a traceback
-        ours = _ours(error)
-        if ours is error:
+        if isinstance(error, TaskStoreError):
+            ours: BaseException = type(error)(str(error))
+        elif (ours := _ours(error)) is error:
             ours = TaskStoreError(f"the transaction failed: {error!r}")
         job.outcome = outcome.Error(ours)
 
