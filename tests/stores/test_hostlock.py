@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -155,6 +156,62 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
     assert not is_held(lock.path)
     os.close(tell)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("when", ["taken", "given up"])
+def test_a_fork_in_the_middle_hands_no_lock_to_the_child(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fork by another thread waits until a descriptor is in its place, or closed."""
+    inside, forked, flock = threading.Event(), threading.Event(), fcntl.flock
+    locks: list[HostLock] = []
+
+    def linger() -> None:
+        inside.set()
+        forked.wait(0.3)  # it is held up by us, if all is well
+
+    class Held(set[HostLock]):
+        def discard(self, element: object) -> None:
+            super().discard(element)
+            linger()
+
+    def slow(fd: int, operation: int) -> None:
+        flock(fd, operation)
+        if operation == fcntl.LOCK_EX:
+            linger()
+
+    def churn() -> None:
+        locks.append(HostLock.acquire(tmp_path))
+        if when == "taken":
+            forked.wait()
+        locks[0].release()
+
+    if when == "taken":
+        monkeypatch.setattr(fcntl, "flock", slow)
+    else:
+        monkeypatch.setattr(_hostlock, "_held", Held())
+    thread = threading.Thread(target=churn)
+    thread.start()
+    inside.wait()
+    heard, say = os.pipe()
+    told, tell = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        os.close(tell)
+        os.write(say, b".")
+        os.read(told, 1)
+        os._exit(0)
+    os.read(heard, 1)
+    forked.set()
+    thread.join()
+    try:
+        assert not is_held(locks[0].path)
+    finally:
+        for fd in (heard, say, told, tell):
+            os.close(fd)
+        os.waitpid(child, 0)
 
 
 def test_two_probes_do_not_take_each_other_for_the_holder(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from .._json import new_id
 _SUFFIX = ".lock"
 
 _held: set[HostLock] = set()
+_forking = threading.RLock()  # no fork between a descriptor and its place in `_held`
 
 
 class HostLock:
@@ -50,19 +52,20 @@ class HostLock:
         while True:
             executor_id = new_id("ex_")
             path = lock_path(folder, executor_id)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                removed = os.fstat(fd).st_nlink == 0
-            except BaseException:
+            with _forking:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX)
+                    removed = os.fstat(fd).st_nlink == 0
+                except BaseException:
+                    os.close(fd)
+                    raise
+                if not removed:
+                    lock = cls(executor_id, path, fd)
+                    _held.add(lock)
+                    return lock
+                # Somebody's sweep came between open and flock and took the file for a stale one.
                 os.close(fd)
-                raise
-            if not removed:
-                lock = cls(executor_id, path, fd)
-                _held.add(lock)
-                return lock
-            # Somebody's sweep came between open and flock and took the file for a stale one.
-            os.close(fd)
 
     def release(self, *, is_retired: bool = True) -> None:
         """Give up the lock; if its executor is retired, remove the file that nobody holds any more.
@@ -71,10 +74,11 @@ class HostLock:
         """
         if self.fd == -1:
             return
-        _held.discard(self)
-        # Closed, not unlocked: LOCK_UN would also take it from those who were given it.
-        os.close(self.fd)
-        self.fd = -1
+        with _forking:
+            _held.discard(self)
+            # Closed, not unlocked: LOCK_UN would also take it from those who were given it.
+            os.close(self.fd)
+            self.fd = -1
         if is_retired:
             remove_if_free(self.path)
 
@@ -151,10 +155,15 @@ def boot_id() -> str:
 
 
 def _close_in_child() -> None:
-    for lock in _held:
-        os.close(lock.fd)
-        lock.fd = -1
-    _held.clear()
+    try:
+        for lock in _held:
+            os.close(lock.fd)
+            lock.fd = -1
+        _held.clear()
+    finally:
+        _forking.release()
 
 
-os.register_at_fork(after_in_child=_close_in_child)
+os.register_at_fork(
+    before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_close_in_child
+)
