@@ -30,9 +30,9 @@ from trio_bgtasks._errors import (
 from trio_bgtasks._lifecycle import ORPHAN_ERROR, AttemptStarted
 from trio_bgtasks._records import Progress, TaskRecord, TaskStatus
 from trio_bgtasks.stores import LeaseTerms, SqliteTaskStore
-from trio_bgtasks.stores.sqlite import _changes, _connection, _schema
+from trio_bgtasks.stores.sqlite import _changes, _connection, _inspect, _schema
 
-from .conftest import Hand
+from .conftest import Hand, add_executor
 from .make_schema_db import CONTENT, DATA
 
 
@@ -323,6 +323,8 @@ async def test_journal_and_synchronous_are_as_said(
         assert await store._engine.write(pragma("journal_mode")) == journal
         assert store._engine.journal_mode == journal
         assert await store._engine.write(pragma("synchronous")) == level
+        for flush in ("fullfsync", "checkpoint_fullfsync"):  # what durable means on macOS
+            assert await store._engine.write(pragma(flush)) == (level == 2)
         assert await store._engine.read(pragma("query_only")) == 1
 
 
@@ -384,13 +386,14 @@ async def test_a_file_that_others_keep_locked_is_busy_at_open(
 # ---- versions ------------------------------------------------------------------------------------
 
 
-async def test_a_newer_file_is_left_as_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("newer", [_schema.SCHEMA_VERSION + 1, 1000])
+async def test_a_newer_file_is_left_as_it_is(newer: int, tmp_path: Path) -> None:
     """The error names both versions."""
     path = tmp_path / "tasks.db"
     async with SqliteTaskStore.open(path):
         pass
-    tell(path, "PRAGMA user_version = 1000")
-    await opening_fails(path, SchemaTooNew, "version is 1000, this library knows")
+    tell(path, f"PRAGMA user_version = {newer}")
+    await opening_fails(path, SchemaTooNew, f"version is {newer}, this library knows")
 
 
 async def test_many_may_open_a_new_file_at_once(tmp_path: Path) -> None:
@@ -726,6 +729,23 @@ async def test_inspect_tells_a_doctor_what_there_is(sqlite: SqliteTaskStore, scr
     assert list(report.orphans) == ["orphan"]
     assert report.file_bytes == sqlite._engine.path.stat().st_size
     assert report.free_bytes > 0
+
+
+async def test_inspect_calls_nothing_an_orphan_that_has_just_ended(
+    sqlite: SqliteTaskStore, scribe: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep by somebody else, while it is looked for the dead, leaves no orphan."""
+    look, dead = _inspect._dead, add_executor(sqlite)
+    await Hand(sqlite, dead).start("t")
+
+    def swept_first(*args: Any) -> set[str]:
+        trio.from_thread.run(partial(sqlite.sweep, scribe.executor_id, 5, suspect=dead))
+        return look(*args)
+
+    monkeypatch.setattr(_inspect, "_dead", swept_first)
+    report = await sqlite.inspect()
+    assert list(report.orphans) == list[str]()
+    assert [executor.running_tasks for executor in report.executors] == [0, 0]
 
 
 async def test_inspect_shows_what_sqlites_own_check_finds(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
-import trio
 
 from ..._codec import parse_json, summary_from_json
 from ..._errors import CorruptRecord
@@ -58,10 +57,13 @@ class StoreReport:
 async def inspect(engine: Engine, locks: Path) -> StoreReport:
     """Look at everything once."""
     schema_version, integrity = await engine.read(_file_state)
-    file_bytes, free_bytes = await trio.to_thread.run_sync(_sizes, engine.path)
+    file_bytes, free_bytes = await engine.in_thread(_sizes, engine.path)
     rows, running = await engine.read(_executor_state)
-    dead = await trio.to_thread.run_sync(_dead, rows, locks)
+    dead = await engine.in_thread(_dead, rows, locks)
     alive = {row.executor_id for row in rows} - dead
+    # Who was found dead may just have retired: then what it ran has ended.
+    still = set(await engine.read(_running))
+    running = [pair for pair in running if pair in still]
     corrupt = [
         *await _every(engine, _corrupt_records),
         *await _every(engine, _corrupt_notices),
@@ -103,10 +105,15 @@ def _file_state(connection: sqlite3.Connection) -> tuple[int, list[str]]:
 def _executor_state(
     connection: sqlite3.Connection,
 ) -> tuple[list[Registration], list[tuple[str, str]]]:
-    running = connection.execute(
+    return registrations(connection), _running(connection)
+
+
+def _running(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    """Return (task, executor) of what runs; an id that is damaged text is reported elsewhere."""
+    rows = connection.execute(
         "SELECT task_id, executor_id FROM tasks WHERE executor_id IS NOT NULL ORDER BY seq"
-    ).fetchall()
-    return registrations(connection), running
+    )
+    return [(task_id, name) for task_id, name in rows if isinstance(task_id, str)]
 
 
 def _dead(rows: list[Registration], locks: Path) -> set[str]:
