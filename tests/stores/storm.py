@@ -8,7 +8,7 @@ Every answer that it got is a line of its log, written before the next call: ``s
   end.
 * ``full``: a storm on a disk that is full after a while; the errors it saw; then, with room, one
   start more.
-* ``full wal``: the same with a write-ahead log, whatever the version of SQLite.
+* ``storm wal``, ``full wal``: the same with a write-ahead log, whatever the version of SQLite.
 """
 
 from __future__ import annotations

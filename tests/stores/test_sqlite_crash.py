@@ -1,5 +1,7 @@
 """Real processes on one file: killed in the middle of a storm, stopped, out of disk."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import multiprocessing
@@ -23,8 +25,6 @@ from trio_bgtasks._lifecycle import CancelRequested
 from trio_bgtasks.stores import LeaseTerms, SqliteTaskStore
 
 from . import storm
-
-ROUNDS = 20
 
 FORKS = multiprocessing.get_context("forkserver")  # the imports are paid for once, not 40 times
 FORKS.set_forkserver_preload([storm.__name__])
@@ -102,17 +102,23 @@ def stored(path: Path) -> dict[str, tuple[str, Any, str]]:
     return {task_id: tuple(rest) for task_id, *rest in rows}
 
 
-async def test_kill_9_in_a_storm_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("what", "rounds"), [("storm", 20), ("storm wal", 10)])
+async def test_kill_9_in_a_storm_loses_nothing_that_was_acknowledged(
+    what: str, rounds: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """C30: two processes storm one file and are killed one after the other, again and again.
 
     No start and no result that was acknowledged is missing, the file is sound, the survivor is
     never taken for dead nor told an error, and what was left running is found at once.
     """
+    if what.endswith("wal"):
+        request.getfixturevalue("wal")
     path, dice = tmp_path / "tasks.db", random.Random(5)
     leftovers = 0
     async with SqliteTaskStore.open(path) as store, store.executor(LeaseTerms()) as sweeper:
-        for _ in range(ROUNDS):
-            with worker(path, "storm") as first, worker(path, "storm") as second:
+        assert what == "storm" or store._engine.journal_mode == "wal"
+        for _ in range(rounds):
+            with worker(path, what) as first, worker(path, what) as second:
                 await until(first.started)
                 await until(second.ended)
                 await trio.sleep(dice.random() * 0.05)
@@ -137,7 +143,7 @@ async def test_kill_9_in_a_storm_loses_nothing_that_was_acknowledged(tmp_path: P
         seen = await store.inspect()
         assert (list(seen.orphans), list(seen.corrupt)) == ([], [])
         assert [executor.executor_id for executor in seen.executors] == [sweeper.executor_id]
-    assert leftovers > ROUNDS
+    assert leftovers > rounds
 
 
 async def test_a_stopped_process_is_never_an_orphan(tmp_path: Path) -> None:
