@@ -30,7 +30,7 @@ class SqliteTaskStore:
 
     Several processes of one host may use the file at once, several tasks of each. A call that is
     cancelled while it waits its turn did nothing; one that has begun waits for its answer. Liveness
-    is exact: an executor is dead when nobody holds its lock, which lies beside the database.
+    is exact: an executor is dead when nobody holds its lock, a file beside the database.
 
     Use: ``async with SqliteTaskStore.open(path) as store``. Beside the database ``tasks.db`` there
     are ``tasks.db-wal`` or ``tasks.db-journal``, and the folder ``tasks.db.locks``; they belong
@@ -38,9 +38,10 @@ class SqliteTaskStore:
 
     Caveats: a process that is stopped (SIGSTOP) in the middle of a write holds everybody up. Do not
     put the file on a network file system, and do not open it in this process by other means than
-    SQLite: closing it would drop SQLite's locks. The version of SQLite that made the file chose its
-    journal: a write-ahead log since 3.51.3 (and 3.50.7, 3.44.6), before that a slower one, because
-    several processes might corrupt the faster.
+    SQLite: closing it would drop SQLite's locks. A child that was forked while a store was open can
+    use none: fork before, or use spawn or forkserver. The version of SQLite that made the file
+    chose its journal: a write-ahead log since 3.51.3 (and 3.50.7, 3.44.6), before that a slower
+    one, because several processes might corrupt the faster.
     """
 
     def __init__(self, engine: Engine, locks: Path) -> None:
