@@ -50,6 +50,7 @@ from trio_bgtasks import (
     TaskStoreError,
 )
 from trio_bgtasks.stores import ExecutorHandle, SweepReport, wall_clock_ms
+from trio_bgtasks.stores.sqlite import inspect_file
 
 ORPHAN = "No live executor found; marked stopped"
 
@@ -426,7 +427,7 @@ async def test_there_is_one_wall_clock(tmp_path: Path) -> None:
         SqliteTaskStore.open(tmp_path / "tasks.db") as store,
         opened(store, clock_ms=lambda: 1000) as manager,
     ):
-        (executor,) = (await store.inspect()).executors
+        (executor,) = (await inspect_file(store._engine.path)).executors
         assert executor.executor_id == manager.statistics().executor_id
         assert executor.registered_at_ms == 1000
 

@@ -1,14 +1,20 @@
 """``doctor``: what it finds, and that it changes nothing."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 
+import pytest
 import trio
 
 from tests.cli.command import Cli
 from tests.processes import until
 from trio_bgtasks import Success, TaskResult
+from trio_bgtasks.cli._doctor import _SCHEMAS
+from trio_bgtasks.stores.sqlite._schema import APPLICATION_ID, SCHEMA_VERSION
 
 
 async def _completed(_: trio.CancelScope) -> TaskResult:
@@ -30,9 +36,8 @@ async def test_a_sound_database(cli: Cli) -> None:
 
     assert (done.code, done.errors) == (0, "")
     assert found["sqlite_version"] == sqlite3.sqlite_version
-    assert found["journal_mode"] in ("wal", "truncate")
-    assert found["synchronous"] == "full"
-    assert found["schema_version"] >= 1
+    assert found["journal_mode"] in ("wal", "rollback")
+    assert (found["schema"], found["schema_version"]) == ("current", SCHEMA_VERSION)
     assert found["free_bytes"] > 0
     assert (found["integrity"], found["orphans"], found["corrupt"]) == ([], [], [])
     (executor,) = found["executors"]
@@ -93,6 +98,72 @@ async def test_a_damaged_file_is_found(cli: Cli) -> None:
     done = await cli("doctor", "--json")
     assert done.code == 1
     assert done.json["integrity"]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("statement", "schema", "version", "code"),
+    [
+        ("", "empty", 0, 0),
+        (f"PRAGMA application_id = {APPLICATION_ID}", "empty", 0, 0),
+        ("CREATE TABLE theirs (x)", "foreign", 0, 1),
+        (
+            f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION + 1}",
+            "newer",
+            SCHEMA_VERSION + 1,
+            1,
+        ),
+    ],
+)
+async def test_what_is_no_store_of_this_version(
+    cli: Cli, tmp_path: Path, statement: str, schema: str, version: int, code: int
+) -> None:
+    """Its kind is told; it is neither made a store nor brought up to date."""
+    path = tmp_path / "alone" / "some.db"
+    path.parent.mkdir()
+    connection = sqlite3.connect(path)
+    connection.executescript(statement)
+    connection.close()
+    path.touch()
+    before = _files(path.parent)
+
+    done, found = await cli.together(
+        ["doctor", "--db", f"{path}"], ["doctor", "--json", "--db", f"{path}"]
+    )
+    assert (done.code, found.code, done.errors) == (code, code, "")
+    assert (found.json["schema"], found.json["schema_version"]) == (schema, version)
+    fields = dict(line.split(None, 1) for line in done.out.splitlines())
+    assert fields["schema"] == _SCHEMAS[schema].format(version)
+    assert list(fields)[-1] == "integrity"  # of what there is in a store nothing is known
+    assert _files(path.parent) == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+async def test_the_journal_mode_is_left_as_it_is(cli: Cli) -> None:
+    """A file in WAL mode stays so, whatever the SQLite of the doctor thinks of that mode."""
+    await _one_task(cli)
+    connection = sqlite3.connect(cli.db)
+    connection.execute("PRAGMA journal_mode = wal")
+    connection.close()
+    before = cli.db.read_bytes()
+
+    done = await cli("doctor", "--json")
+    assert (done.code, done.json["journal_mode"]) == (0, "wal")
+    assert cli.db.read_bytes() == before
+
+
+async def test_what_cannot_be_read(cli: Cli, tmp_path: Path) -> None:
+    """A folder, a text: one line, exit code 1, nothing changed."""
+    text = tmp_path / "text.db"
+    text.write_text("no database" * 1000)
+    for path, why in ((tmp_path, "it is a folder"), (text, "it is not a SQLite database")):
+        done = await cli("doctor", "--db", f"{path}")
+        assert (done.code, done.out, done.errors.count("\n")) == (1, "", 1)
+        assert done.errors.startswith(f"trio-bgtasks: cannot read the task store {path}: {why}")
+    assert text.read_text() == "no database" * 1000
 
 
 async def test_there_is_no_database(cli: Cli) -> None:

@@ -31,7 +31,7 @@ from trio_bgtasks import (
 from trio_bgtasks.cli import _look
 from trio_bgtasks.cli._session import Session
 from trio_bgtasks.cli._views import OwnedTask
-from trio_bgtasks.stores.sqlite import SqliteTaskStore
+from trio_bgtasks.stores.sqlite import SqliteTaskStore, inspect_file
 
 _ON_A_TASK = [[command, "nobody"] for command in ("show", "logs", "wait", "cancel", "resume")]
 
@@ -371,10 +371,9 @@ async def test_wait_says_what_was_collected_unseen(
 
 async def _two_managers(cli: Cli) -> None:
     """Wait until the command has opened its own manager beside the test's."""
-    async with SqliteTaskStore.open(cli.db) as store:
-        with trio.fail_after(PATIENCE_S):
-            while sum(executor.alive for executor in (await store.inspect()).executors) < 2:
-                await trio.sleep(0.01)
+    with trio.fail_after(PATIENCE_S):
+        while sum(executor.alive for executor in (await inspect_file(cli.db)).executors) < 2:
+            await trio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,19 @@ async def test_a_closed_stream_is_as_good_as_none(
     assert (await cli("doctor")).code == 0
 
 
+async def test_a_file_is_no_folder(cli: Cli, tmp_path: Path) -> None:
+    """A database below a file: the line names the file, and nothing is changed."""
+    (tmp_path / "file").write_text("mine")
+    below = tmp_path / "file" / "deeper" / "x.db"
+    done = await cli("run", "true", "--db", str(below))
+    assert (done.code, done.out) == (1, "")
+    text = f"cannot open the task store {below}: {tmp_path}/file is not a folder"
+    assert done.errors == f"trio-bgtasks: {text}\n"
+    done = await cli("ls", "--db", str(below))
+    assert done.errors == f"trio-bgtasks: there is no database at {below}\n"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_an_interrupt_before_the_command_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Ctrl-C in `main`, while the rest of the command is being loaded, is no traceback."""
 

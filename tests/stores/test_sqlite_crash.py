@@ -23,6 +23,7 @@ import trio
 from tests.processes import until
 from trio_bgtasks._lifecycle import CancelRequested
 from trio_bgtasks.stores import LeaseTerms, SqliteTaskStore
+from trio_bgtasks.stores.sqlite import inspect_file
 
 from . import storm
 
@@ -140,7 +141,7 @@ async def test_kill_9_in_a_storm_loses_nothing_that_was_acknowledged(
                     for task_id, value in victim.ended().items():
                         assert found[task_id] == ("completed", str(value), str(value))
         assert ask(path, "PRAGMA integrity_check") == [("ok",)]
-        seen = await store.inspect()
+        seen = await inspect_file(store._engine.path)
         assert (list(seen.orphans), list(seen.corrupt)) == ([], [])
         assert [executor.executor_id for executor in seen.executors] == [sweeper.executor_id]
     assert leftovers > rounds

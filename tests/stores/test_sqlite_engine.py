@@ -33,7 +33,7 @@ from trio_bgtasks._errors import (
 )
 from trio_bgtasks._lifecycle import Registered
 from trio_bgtasks.stores import LeaseTerms, SqliteTaskStore
-from trio_bgtasks.stores.sqlite import _connection, _engine
+from trio_bgtasks.stores.sqlite import _connection, _engine, inspect_file
 
 from .conftest import Hand
 
@@ -668,7 +668,7 @@ async def test_tools_cannot_keep_the_store_from_its_threads(tmp_path: Path) -> N
                 await Hand(store, executor.executor_id).start("t")
                 await store.sweep(executor.executor_id, 1)
                 await store.sweep(executor.executor_id, 1, suspect="another")
-                await store.inspect()
+                await inspect_file(store._engine.path)
 
 
 async def test_the_threads_are_named(sqlite: SqliteTaskStore, scribe: Hand) -> None:

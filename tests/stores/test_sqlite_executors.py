@@ -22,7 +22,7 @@ from trio_bgtasks._errors import ExecutorFenced, StoreBusy, TaskStoreError
 from trio_bgtasks._lifecycle import Registered
 from trio_bgtasks.stores import LeaseTerms, SqliteTaskStore
 from trio_bgtasks.stores._hostlock import HostLock, boot_id, is_held
-from trio_bgtasks.stores.sqlite import _changes, _connection, _executors
+from trio_bgtasks.stores.sqlite import _changes, _connection, _executors, inspect_file
 
 from .conftest import FAR_AHEAD, Hand, add_executor
 
@@ -406,7 +406,7 @@ async def test_damage_of_every_kind_is_reported_by_every_sweep(
         assert [(error.task_id, error.why) for error in report.corrupt] == [(name, why)]
     page = await sqlite.list_owner("ann")
     assert [record.task_id for record in page.records] == ["t0", "t2"]
-    assert [error.task_id for error in (await sqlite.inspect()).corrupt] == [name]
+    assert [error.task_id for error in (await inspect_file(sqlite._engine.path)).corrupt] == [name]
 
 
 async def test_a_full_sweep_forgets_the_dead(sqlite: SqliteTaskStore, scribe: Hand) -> None:

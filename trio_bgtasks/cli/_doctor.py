@@ -1,23 +1,31 @@
-"""``doctor``: the state of the database, of its executors and of its records. Changes nothing."""
+"""``doctor``: the state of the database, of its executors and of its records. Changes nothing.
+
+No manager is opened: its first sweep would end the orphans, which are to be shown.
+"""
 
 from __future__ import annotations
 
 import attrs
 
-from .. import SqliteTaskStore
 from .._json import JsonObject
-from ..stores.sqlite import StoreReport
+from ..stores.sqlite import StoreReport, inspect_file
 from ._session import Exit, Session
 from ._text import moment, one_line, size
 from ._views import Grid, say, say_json, show
 
+_SCHEMAS = {
+    "current": "{}",
+    "older": "{}, older than this version's: the next command that writes brings it up to date",
+    "newer": "{}, newer than this version can read: use a newer one",
+    "empty": "none yet",
+    "foreign": "not ours: this is another application's database",
+}
+
 
 async def doctor(session: Session) -> int:
-    """Print what there is to know; return 0 if the file and every record can be read."""
+    """Print what there is to know; return 0 if the file can be used and every record be read."""
     session.check_database()
-    # No manager: its first sweep would end the orphans, which are to be shown.
-    async with SqliteTaskStore.open(session.db) as store:
-        report = await store.inspect()
+    report = await inspect_file(session.db)
     # An executor that has gone and left nothing running is of no interest.
     present = [e for e in report.executors if e.alive or e.running_tasks]
     report = attrs.evolve(report, executors=present)
@@ -25,7 +33,8 @@ async def doctor(session: Session) -> int:
         say_json(_to_json(report))
     else:
         _print(report)
-    return Exit.OTHER if report.integrity or report.corrupt else Exit.COMPLETED
+    unusable = report.schema in ("newer", "foreign")
+    return Exit.OTHER if unusable or report.integrity or report.corrupt else Exit.COMPLETED
 
 
 def _to_json(report: StoreReport) -> JsonObject:
@@ -33,7 +42,7 @@ def _to_json(report: StoreReport) -> JsonObject:
         "path": str(report.path),
         "sqlite_version": report.sqlite_version,
         "journal_mode": report.journal_mode,
-        "synchronous": report.synchronous,
+        "schema": report.schema,
         "schema_version": report.schema_version,
         "integrity": list(report.integrity),
         "executors": [
@@ -54,18 +63,20 @@ def _to_json(report: StoreReport) -> JsonObject:
 
 
 def _print(report: StoreReport) -> None:
-    alive = sum(executor.alive for executor in report.executors)
     rows = [
         ("database", f"{report.path}"),
         ("size", f"{size(report.file_bytes)}, {size(report.free_bytes)} free on its disk"),
         ("SQLite", f"{report.sqlite_version}, journal {report.journal_mode}"),
-        ("synchronous", report.synchronous),
-        ("schema", str(report.schema_version)),
+        ("schema", _SCHEMAS[report.schema].format(report.schema_version)),
         ("integrity", "; ".join(report.integrity) or "ok"),
-        ("executors", f"{alive} alive, {len(report.executors) - alive} dead"),
-        ("orphans", " ".join(report.orphans) or "none"),  # their ends were not saved
-        ("corrupt records", "; ".join(map(str, report.corrupt)) or "none"),
     ]
+    if report.schema == "current":  # else nothing is known of these
+        alive = sum(executor.alive for executor in report.executors)
+        rows += [
+            ("executors", f"{alive} alive, {len(report.executors) - alive} dead"),
+            ("orphans", " ".join(report.orphans) or "none"),  # their ends were not saved
+            ("corrupt records", "; ".join(map(str, report.corrupt)) or "none"),
+        ]
     cells = [(name, one_line(text)) for name, text in rows]
     show(Grid(("field", "value"), cells, wrapped=("value",), header=False))
     if not report.executors:

@@ -64,7 +64,7 @@ def _open_writer(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
     if sqlite3.sqlite_version_info < _OLDEST:
         oldest = ".".join(map(str, _OLDEST))
         raise TaskStoreError(f"SQLite {oldest} is needed, this is {sqlite3.sqlite_version}")
-    make_private_folder(path.parent)
+    _make_folder(path.parent)
     _make_private_file(path)
     if path.is_dir():
         raise TaskStoreError("it is a folder")
@@ -91,6 +91,13 @@ def _open_writer(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
     return connection
 
 
+def _make_folder(folder: Path) -> None:
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    if not there.is_dir():
+        raise TaskStoreError(f"{there} is not a folder")
+    make_private_folder(folder)
+
+
 def _make_private_file(path: Path) -> None:
     """Make an empty file, private from its first moment, if there is none; -wal and others follow.
 
@@ -112,9 +119,24 @@ def open_reader(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def open_for_looking(path: Path) -> sqlite3.Connection:
+    """Open a connection that changes nothing at all: it does not even roll back or checkpoint.
+
+    Caveat: SQLite's integrity check leaves out the CHECK constraints then.
+
+    Raises:
+        TaskStoreError: there is no file that can be read.
+    """
+    if path.is_dir():
+        raise TaskStoreError("it is a folder")
+    if not os.access(path, os.R_OK):
+        raise TaskStoreError("there is no such file, or it is not readable")
+    return _connect(path, "ro")
+
+
+def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
     connection = sqlite3.connect(
-        f"{path.as_uri()}?mode=rw",  # a file that was removed is an error, not a new store
+        f"{path.as_uri()}?mode={mode}",  # a file that was removed is an error, not a new store
         uri=True,
         timeout=_NATIVE_BUSY_S,
         isolation_level=None,

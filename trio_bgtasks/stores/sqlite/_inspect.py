@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import attrs
+import trio
 
 from ..._codec import parse_json, summary_from_json
-from ..._errors import CorruptRecord
+from ..._errors import CorruptRecord, TaskStoreError
 from .._protocol import wall_clock_ms
-from ._engine import Engine
+from ._connection import SQLITE_ERRORS, open_for_looking, store_error, view, while_busy
 from ._executors import Registration, registrations
 from ._rows import COLUMNS, to_record
+from ._schema import Schema, schema_of
+from ._store import database_path, locks_folder
+
+_T = TypeVar("_T")
 
 _PAGE: Final = 1000
 
@@ -36,7 +43,11 @@ class ExecutorReport:
 class StoreReport:
     """The state of a SQLite store at one moment.
 
-    ``integrity`` has the complaints of SQLite's own check, none when the file is sound. ``orphans``
+    ``schema`` is "current" for a file that this version of the library reads; else the file is
+    "older" or "empty" (opened as a store, it is brought up to date), "newer", or "foreign", and
+    nothing is known of executors and records. ``journal_mode`` is "wal" or "rollback".
+
+    ``integrity`` has the complaints of SQLite's own check of the file's structure. ``orphans``
     are the running tasks of executors that are not alive; a sweep ends them. ``corrupt`` names
     every record and notice that cannot be read. Sizes are in bytes.
     """
@@ -44,37 +55,60 @@ class StoreReport:
     path: Path
     sqlite_version: str
     journal_mode: str
-    synchronous: str
+    schema: Schema
     schema_version: int
     integrity: Sequence[str]
-    executors: Sequence[ExecutorReport]
-    orphans: Sequence[str]
-    corrupt: Sequence[CorruptRecord]
     file_bytes: int
     free_bytes: int
+    executors: Sequence[ExecutorReport] = ()
+    orphans: Sequence[str] = ()
+    corrupt: Sequence[CorruptRecord] = ()
 
 
-async def inspect(engine: Engine, locks: Path) -> StoreReport:
-    """Look at everything once."""
-    schema_version, integrity = await engine.read(_file_state)
-    file_bytes, free_bytes = await engine.in_thread(_sizes, engine.path)
-    rows, running = await engine.read(_executor_state)
-    dead = await engine.in_thread(_dead, rows, locks)
+async def inspect_file(path: str | os.PathLike[str]) -> StoreReport:
+    """Return the state of the file at ``path``, of its executors and records; nothing is changed.
+
+    It need not be a store. It reads everything: not for a hot path. While it checks a large file
+    that is not in WAL mode, other processes may have to wait, or be refused with `StoreBusy`. One
+    in WAL mode may get its ``-wal`` and ``-shm`` files back, empty.
+
+    Raises:
+        TypeError, ValueError: ``path`` names no file.
+        TaskStoreError: it cannot be read: no SQLite database, damaged beyond that, or half written
+            by a process that was killed; whoever opens the store then rolls that back.
+    """
+    file = database_path(path)
+    return await trio.to_thread.run_sync(_inspect, file, limiter=trio.CapacityLimiter(1))
+
+
+def _inspect(path: Path) -> StoreReport:
+    prefix = f"cannot read the task store {path}"
+    try:
+        with closing(open_for_looking(path)) as connection:
+            return _look(connection, path)
+    except TaskStoreError as error:
+        raise type(error)(f"{prefix}: {error}") from error.__cause__
+    except SQLITE_ERRORS as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_ROLLBACK:
+            half = "a process was killed while it wrote; whoever opens the store rolls that back"
+            raise TaskStoreError(f"{prefix}: {half}") from error
+        ours = store_error(error)
+        raise type(ours)(f"{prefix}: {ours}") from error
+
+
+def _look(connection: sqlite3.Connection, path: Path) -> StoreReport:
+    """Look at everything once, in steps: one long look would hold up the writers."""
+    report = _read(connection, partial(_file_state, path=path))
+    if report.schema != "current":
+        return report
+    rows, running = _read(connection, _executor_state)
+    dead = _dead(rows, locks_folder(path))
     alive = {row.executor_id for row in rows} - dead
     # Who was found dead may just have retired: then what it ran has ended.
-    still = set(await engine.read(_running))
+    still = set(_read(connection, _running))
     running = [pair for pair in running if pair in still]
-    corrupt = [
-        *await _every(engine, _corrupt_records),
-        *await _every(engine, _corrupt_notices),
-    ]
-    return StoreReport(
-        path=engine.path,
-        sqlite_version=sqlite3.sqlite_version,
-        journal_mode=engine.journal_mode,
-        synchronous=engine.synchronous,
-        schema_version=schema_version,
-        integrity=integrity,
+    return attrs.evolve(
+        report,
         executors=[
             ExecutorReport(
                 row.executor_id,
@@ -86,20 +120,30 @@ async def inspect(engine: Engine, locks: Path) -> StoreReport:
             for row in rows
         ],
         orphans=[task_id for task_id, name in running if name not in alive],
-        corrupt=corrupt,
-        file_bytes=file_bytes,
-        free_bytes=free_bytes,
+        corrupt=[*_every(connection, _corrupt_records), *_every(connection, _corrupt_notices)],
     )
 
 
-def _sizes(path: Path) -> tuple[int, int]:
-    return path.stat().st_size, shutil.disk_usage(path.parent).free
+def _read(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], _T]) -> _T:
+    trio.from_thread.check_cancelled()
+    return while_busy(partial(view, connection, work))
 
 
-def _file_state(connection: sqlite3.Connection) -> tuple[int, list[str]]:
+def _file_state(connection: sqlite3.Connection, *, path: Path) -> StoreReport:
+    """Return what there is to know of whatever SQLite database."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
     complaints = [line for (line,) in connection.execute("PRAGMA integrity_check(20)")]
-    return version, [] if complaints == ["ok"] else complaints
+    return StoreReport(
+        path=path,
+        sqlite_version=sqlite3.sqlite_version,
+        journal_mode="wal" if mode == "wal" else "rollback",
+        schema=schema_of(connection),
+        schema_version=version,
+        integrity=[] if complaints == ["ok"] else complaints,
+        file_bytes=path.stat().st_size,
+        free_bytes=shutil.disk_usage(path.parent).free,
+    )
 
 
 def _executor_state(
@@ -124,12 +168,12 @@ def _dead(rows: list[Registration], locks: Path) -> set[str]:
 _Page = tuple[list[CorruptRecord], int | None]
 
 
-async def _every(engine: Engine, look: Callable[..., _Page]) -> list[CorruptRecord]:
-    """Return what ``look`` finds, page by page: one long look would hold up the writers."""
+def _every(connection: sqlite3.Connection, look: Callable[..., _Page]) -> list[CorruptRecord]:
+    """Return what ``look`` finds, page by page."""
     found: list[CorruptRecord] = []
     after: int | None = 0
     while after is not None:
-        some, after = await engine.read(partial(look, after=after))
+        some, after = _read(connection, partial(look, after=after))
         found += some
     return found
 

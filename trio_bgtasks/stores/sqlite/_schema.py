@@ -8,7 +8,7 @@ thing for ever, also after what it named was deleted.
 from __future__ import annotations
 
 import sqlite3
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from ..._errors import SchemaTooNew, TaskStoreError
 
@@ -122,6 +122,8 @@ MIGRATIONS: Final = (_V1,)
 
 SCHEMA_VERSION: Final = len(MIGRATIONS)
 
+Schema: TypeAlias = Literal["current", "older", "newer", "empty", "foreign"]
+
 
 def check_header(connection: sqlite3.Connection) -> int:
     """Return the schema version of the file, 0 for a new one; call it inside a transaction.
@@ -143,6 +145,19 @@ def check_header(connection: sqlite3.Connection) -> int:
             "open it with a newer version of trio_bgtasks"
         )
     return version
+
+
+def schema_of(connection: sqlite3.Connection) -> Schema:
+    """Return what the file is to this version of the library; call it inside a transaction."""
+    try:
+        version = check_header(connection)
+    except SchemaTooNew:
+        return "newer"
+    except TaskStoreError:
+        return "foreign"
+    if version == SCHEMA_VERSION:
+        return "current"
+    return "older" if version else "empty"
 
 
 def migrate(connection: sqlite3.Connection) -> None:

@@ -22,7 +22,6 @@ from .._protocol import (
 from . import _changes, _executors, _queries
 from ._connection import Synchronous
 from ._engine import Engine
-from ._inspect import StoreReport, inspect
 
 
 class SqliteTaskStore:
@@ -66,11 +65,11 @@ class SqliteTaskStore:
             SchemaTooNew: a newer version of this library wrote the file; it is left as it is.
             TaskStoreError: there is something else, or it cannot be written; it is left as it is.
         """
-        file = _database_path(path)
+        file = database_path(path)
         if synchronous not in get_args(Synchronous):
             raise ValueError(f"synchronous must be 'full' or 'normal', not {synchronous!r}")
         async with Engine.open(file, synchronous) as engine:
-            yield cls(engine, file.with_name(f"{file.name}.locks"))
+            yield cls(engine, locks_folder(file))
 
     # ---- writing ------------------------------------------------------------------------------
 
@@ -177,18 +176,8 @@ class SqliteTaskStore:
             lambda connection: _queries.cancel_marks(connection, executor_id)
         )
 
-    # ---- for the host -------------------------------------------------------------------------
 
-    async def inspect(self) -> StoreReport:
-        """Return the state of the file, of its executors and records. Changes nothing.
-
-        It reads everything: not for a hot path. While it checks a large file that is not in WAL
-        mode, other processes may have to wait, or be refused with `StoreBusy`.
-        """
-        return await inspect(self._engine, self._locks)
-
-
-def _database_path(path: str | os.PathLike[str]) -> Path:
+def database_path(path: str | os.PathLike[str]) -> Path:
     """Return the real path, the same for all who use the file, so that they share its locks."""
     name: Any = os.fspath(path)
     if not isinstance(name, str):
@@ -196,3 +185,8 @@ def _database_path(path: str | os.PathLike[str]) -> Path:
     if not name or name == ":memory:":
         raise ValueError(f"path must name a file, not {name!r}; or use MemoryTaskStore")
     return Path(os.path.realpath(name))
+
+
+def locks_folder(file: Path) -> Path:
+    """Return where the locks of the executors of this database are."""
+    return file.with_name(f"{file.name}.locks")
