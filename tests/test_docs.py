@@ -91,6 +91,14 @@ def test_examples_run_and_print_what_the_page_says(
             example.step(language, text)
 
 
+def test_the_readme_begins_with_two_commands() -> None:
+    """Its first code blocks are what a newcomer types: see the demo, pass the tests."""
+    (first, demo), (second, tests) = _BLOCK.findall((ROOT / "README.md").read_text())[:2]
+    assert first == second == "sh"
+    assert demo.endswith(".venv/bin/trio-bgtasks demo\n")
+    assert tests.endswith(".venv/bin/python -m pytest\n")
+
+
 # ---- the reference -------------------------------------------------------------------------------
 
 
