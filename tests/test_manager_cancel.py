@@ -65,7 +65,7 @@ async def test_a_cancel_is_accepted_when_it_returns(autojump_clock: trio.testing
 
 
 async def test_a_cancel_that_lost_the_race(autojump_clock: trio.testing.MockClock) -> None:
-    """It is refused, says what the task ended as, and changes nothing."""
+    """It is refused, says what the task ended as, and changes nothing. C22."""
     async with open_task_manager() as manager:
         for result in (Success(), Failed("no")):
             gate = Gate(result)
@@ -192,8 +192,19 @@ async def test_a_tree_abandons_what_is_stopped(autojump_clock: trio.testing.Mock
 @pytest.mark.parametrize("rows", [("a<a",), ("a<b", "b<a"), ("a<c", "b<a", "c<b", "d<c")])
 async def test_circles(rows: tuple[str, ...], autojump_clock: trio.testing.MockClock) -> None:
     """Lineage that runs in a circle ends nobody's loop. C25."""
-    store = MemoryTaskStore()
-    async with open_task_manager(store) as manager:
+
+    class Watched(StoreWrapper):
+        """Fails the test when somebody walks for ever."""
+
+        steps = 0
+
+        async def children(self, task_id: str, **options: Any) -> RecordPage:
+            self.steps += 1
+            if self.steps > 100:
+                pytest.fail("round and round")
+            return await super().children(task_id, **options)
+
+    async with open_task_manager(Watched()) as manager:
         await grow(manager, *rows)
         tree = await manager.cancel_tree(OWNER, "a")
         assert len(tree.own) == len(rows)
