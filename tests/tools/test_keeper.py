@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,15 +25,29 @@ if TYPE_CHECKING:
 
 KEEPER = [sys.executable, "-I", "-S", _keeper.__file__]
 
-# The same program on a system without child subreapers.
-ELSEWHERE = [
-    *(sys.executable, "-I", "-S", "-c"),
-    (
-        "import ctypes, select, signal, sys, time, runpy; sys.platform = 'elsewhere'; "
-        "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    ),
-    _keeper.__file__,
-]
+
+def changed(code: str) -> list[str]:
+    """The same program, in a Python that some code has changed before."""
+    modules = "import ctypes, errno, os, runpy, select, signal, sys, time"
+    start = "del sys.argv[0]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    code = f"{modules}\n{textwrap.dedent(code)}\n{start}"
+    return [sys.executable, "-I", "-S", "-c", code, _keeper.__file__]
+
+
+# On a system without child subreapers; on one where nobody has mounted /proc.
+ELSEWHERE = changed("sys.platform = 'elsewhere'")
+WITHOUT_PROC = changed("""
+    def missing(real):
+        def call(path, *args):
+            if str(path).startswith("/proc"):
+                raise FileNotFoundError(path)
+            return real(path, *args)
+        return call
+
+    for name in ("listdir", "open", "stat"):
+        setattr(os, name, missing(getattr(os, name)))
+    os.path.exists = lambda path: not path.startswith("/proc")
+""")
 
 
 class Driver:
@@ -97,7 +112,9 @@ def keep(marked: Marked) -> Iterator[Callable[..., Driver]]:
             return driver
 
         yield start
-        assert not marked.alive()  # before close(), which would hide leaders
+        alive = marked.alive()  # before close(), which would hide leaders
+        marked.kill()  # and would wait for the others
+        assert not alive
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -119,7 +136,10 @@ def test_tells_the_status_of_the_leader(
     assert keep(command).ended()[0] == status
 
 
-@pytest.mark.parametrize("program", [KEEPER, ELSEWHERE], ids=["Linux", "elsewhere"])
+PROGRAMS = {"Linux": KEEPER, "elsewhere": ELSEWHERE, "no proc": WITHOUT_PROC}
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_ends_with_the_last_process(
     keep: Callable[..., Driver], marked: Marked, tmp_path: Path, program: list[str]
 ) -> None:
@@ -148,15 +168,30 @@ def test_ends_every_process_when_told_to(
     assert not marked.alive()
 
 
+def test_tells_the_leaders_end_before_that_of_all(
+    keep: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """The runtime hears at once that the leader was taken, and last of all that nothing is left."""
+    go_on = tmp_path / "go-on"
+    driver = keep(f"(while [ ! -e {go_on} ]; do sleep 0.02; done) & exit 4")
+    told = driver.channel.makefile("rb")
+    assert told.readline().startswith(b"pid ")
+    assert told.readline() == b"status 4\n"
+    assert driver.process.poll() is None
+    go_on.touch()
+    assert told.read() == b"done\n"
+
+
 GROUP_ONLY = ["plain", "pipeline", "shell ignores TERM", "python ignores TERM", "stopped"]
 
 
+@pytest.mark.parametrize("program", [ELSEWHERE, WITHOUT_PROC], ids=["elsewhere", "no proc"])
 @pytest.mark.parametrize("command", [HARD_TO_END[name] for name in GROUP_ONLY], ids=GROUP_ONLY)
-def test_ends_the_process_group_without_a_subreaper(
-    keep: Callable[..., Driver], marked: Marked, command: str
+def test_ends_the_process_group_where_it_cannot_see_more(
+    keep: Callable[..., Driver], marked: Marked, command: str, program: list[str]
 ) -> None:
-    """Where the system has no subreapers, the processes that stay in the command's group end."""
-    driver = keep(command, grace_s=0.3, program=ELSEWHERE)
+    """Without subreapers, or without /proc, the processes that stay in the command's group end."""
+    driver = keep(command, grace_s=0.3, program=program)
     driver.until_line(b"ready")
     driver.order_end()
     driver.ended()
@@ -186,6 +221,28 @@ def test_what_a_command_cleans_up_with_is_left_alone(keep: Callable[..., Driver]
     """A program that is started while its parent handles TERM has the grace period to itself."""
     driver = keep(
         "trap '(sleep 0.5; echo cleaned); exit 7' TERM; echo ready; while :; do sleep 0.02; done"
+    )
+    driver.until_line(b"ready")
+    driver.order_end()
+    status, output = driver.ended()
+    assert (status, output.splitlines()[-1]) == (7, b"cleaned")
+
+
+def test_a_long_walk_does_not_take_the_grace_period(keep: Callable[..., Driver]) -> None:
+    """The grace period begins when all have got TERM, however long it took to find them."""
+    slow = changed("""
+        late = 0
+
+        def walk(path, real=os.listdir):
+            global late
+            late = 1000
+            return real(path)
+
+        os.listdir = walk
+        time.monotonic = lambda real=time.monotonic: real() + late
+    """)
+    driver = keep(
+        "trap 'echo cleaned; exit 7' TERM; echo ready; while :; do sleep 0.02; done", program=slow
     )
     driver.until_line(b"ready")
     driver.order_end()

@@ -10,13 +10,15 @@ Use: ``python -I -S _keeper.py GRACE_S SPEC_SIZE LOCK_FDS`` (the last one joined
   SPEC_SIZE bytes: cwd, shell, command and every NAME=VALUE of the environment, joined by NUL. Its
   end of file afterwards, however it came about, is the order to end the command. The keeper answers
   with lines: ``pid N`` (the command's leader was forked), ``error TEXT`` (it could not be started),
-  ``status N`` (all have ended; the leader's exit code, or minus the signal that killed it).
+  ``status N`` (the leader has ended and its number is free for others: its exit code, or minus the
+  signal that killed it), ``done`` (all have ended).
 * descriptors 1 and 2: where the command's output goes.
 
 How it sees them all: on Linux the keeper is a child subreaper, so whatever loses its parent, by a
 double fork too, becomes its child: having no child means that nothing is left, and a walk through
-/proc finds all there are, whatever their session and process group. Elsewhere (macOS) there is only
-the command's process group: a process that leaves it is neither waited for nor ended.
+/proc finds all there are, whatever their session and process group. Elsewhere (macOS, or where
+/proc is not mounted) there is only the command's process group: a process that leaves it is neither
+waited for nor ended.
 
 Caveats: a process that the keeper may not signal (setuid) is waited for. Work handed to a process
 that the command did not start (a container daemon, cron) is out of reach. If the keeper itself is
@@ -24,12 +26,13 @@ killed with -9, the kernel kills the leader with it (Linux), the runtime, if it 
 leader's process group, and what had left that group goes on.
 
 It imports little, because every command waits for its start; it is single-threaded, which makes
-``fork`` and PR_SET_PDEATHSIG (which follows the forking thread) safe here, and only here.
+``fork`` safe here, and for the leader PR_SET_PDEATHSIG too, which follows the forking thread.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
 import signal
@@ -53,25 +56,24 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5
 
 GROUP_POLL_S = 0.2
 FREEZE_PASSES = 100
+SHOWN = 200
+"""Characters of what was given, in an error."""
 
 
 class Command:
     """The leader and all its descendants, as long as one of them lives."""
 
-    def __init__(self) -> None:
+    def __init__(self, channel: int) -> None:
         self.leader = 0
-        self.status: int | None = None
-        self._libc = ctypes.CDLL(None)
-        self._subreaper = (
-            sys.platform == "linux" and self._libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
-        )
+        self._channel = channel
+        self._subreaper = os.path.exists("/proc/self/stat") and prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._wakeup, on_signal = os.pipe()
         os.set_blocking(self._wakeup, False)
         os.set_blocking(on_signal, False)
         signal.set_wakeup_fd(on_signal, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
 
-    def start(self, spec: list[bytes], channel: int) -> None:
+    def start(self, spec: list[bytes]) -> None:
         """Fork the leader; if it cannot become the shell, it says so in the channel.
 
         Signals are blocked across the fork, so that none is lost between "ignored", as here, and
@@ -87,21 +89,22 @@ class Command:
         what = ""
         try:
             os.setsid()
-            if self._subreaper:
-                self._libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-                if os.getppid() != keeper:  # it died before that call
-                    os._exit(127)
+            if prctl(PR_SET_PDEATHSIG, signal.SIGKILL) and os.getppid() != keeper:
+                os._exit(127)  # it died before that call
             for number in (*IGNORED, signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores the last two
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             if cwd:
-                what = f"cwd {os.fsdecode(cwd)!r}"
+                what = f"cwd {shown(cwd)}"
                 os.chdir(cwd)
-            what = f"shell {os.fsdecode(shell)!r}"
+            what = f"shell {shown(shell)}"
             environment = dict(variable.split(b"=", 1) for variable in variables)
             os.execvpe(shell, [shell, b"-c", command], environment)
         except OSError as error:
-            tell(channel, f"error {what}: {error.strerror}")
+            problem = f"{what}: {error.strerror}"
+            if error.errno == errno.E2BIG:  # which says nothing about the shell
+                problem = "command or env: too long for this system"
+            tell(self._channel, f"error {problem}")
         finally:
             os._exit(127)
 
@@ -115,26 +118,32 @@ class Command:
             if pid == 0:
                 return True
             if pid == self.leader:
-                self.status = os.waitstatus_to_exitcode(status)
+                tell(self._channel, f"status {os.waitstatus_to_exitcode(status)}")
 
-    def wait(self, channel: int) -> bool:
+    def wait(self) -> bool:
         """Wait until all have ended, or the channel has; whether anything is left."""
         while self.lives():
-            ready = self._select([channel], None)
-            if channel in ready and not receive(channel, 1):
+            ready = self._select([self._channel], None)
+            if self._channel in ready and not receive(self._channel, 1):
                 return True
         return False
 
     def end(self, grace_s: float) -> None:
-        """Return when all have ended; they get TERM, ``grace_s`` seconds, then KILL.
+        """Return when all have ended; they get TERM, ``grace_s`` seconds, then KILL."""
+        if self._ask(grace_s):
+            self._kill()
 
-        What is started later gets TERM when its parent has gone, but not before: it may be what a
-        shell cleans up with. So does a program that took another one's place, because TERM may
-        have hit a shell between its fork and its exec, where it is lost.
+    def _ask(self, grace_s: float) -> bool:
+        """Send TERM and wait for the grace period, or until all have ended; whether any is left.
+
+        The period begins when all have been found: on a busy machine that takes a while, which is
+        not theirs to lose. What is started later gets TERM when its parent has gone, but not
+        before: it may be what a shell cleans up with. So does a program that took another one's
+        place, because TERM may have hit a shell between its fork and its exec, where it is lost.
         """
-        deadline = time.monotonic() + grace_s
         asked: dict[int, bytes] = {}
         orphans_of: int | None = None  # in the first pass, all
+        deadline = 0.0
         pause = FIRST_PAUSE_S
         while True:
             for pid, parent, name, state in self._members():
@@ -143,13 +152,17 @@ class Command:
                     send(pid, signal.SIGTERM)
                 if state == b"T":
                     send(pid, signal.SIGCONT)  # a stopped process sees nothing but KILL
-            orphans_of = os.getpid()
+            if orphans_of is None:
+                orphans_of = os.getpid()
+                deadline = time.monotonic() + grace_s
             left = deadline - time.monotonic()
             if not self._lives_for(min(pause, left)):
-                return
+                return False
             if left <= 0:
-                break
+                return True
             pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _kill(self) -> None:
         pause = FIRST_PAUSE_S
         while True:
             self._freeze()
@@ -201,6 +214,13 @@ class Command:
         return [(-self.leader, os.getpid(), b"", b"T")]
 
 
+def prctl(option: int, value: int) -> bool:
+    """Ask the Linux kernel for something about this process; False where that is not to be had."""
+    if sys.platform != "linux":
+        return False
+    return bool(ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0)
+
+
 def descendants() -> Iterator[Process]:
     """Number, parent, program name and state letter of every descendant, each as soon as found.
 
@@ -233,6 +253,12 @@ def descendants() -> Iterator[Process]:
             ours.add(process[0])
             found += strangers.pop(process[0], ())
             yield process
+
+
+def shown(path: bytes) -> str:
+    """What was given as a path, fit for a message."""
+    text = repr(os.fsdecode(path))
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
 def group_lives(group: int) -> bool:
@@ -272,6 +298,9 @@ def main(grace_s: float, spec_size: int, lock_fds: list[int]) -> None:
     """Read the spec, start the command, wait for its end or make it."""
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    # The channel cannot wake a stopped keeper; this does, when the runtime has died. It comes also
+    # when only the thread that forked us has ended, and then again: SIGCONT does no harm.
+    prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
     channel = os.dup(0)  # not inherited, as every descriptor that Python makes
     for descriptor in lock_fds:
         os.set_inheritable(descriptor, False)
@@ -284,16 +313,16 @@ def main(grace_s: float, spec_size: int, lock_fds: list[int]) -> None:
             return  # the runtime does not want it any more
         received += piece
 
-    command = Command()
+    command = Command(channel)
     try:
-        command.start(received.split(b"\0"), channel)
+        command.start(received.split(b"\0"))
     except OSError as error:
         tell(channel, f"error fork: {error.strerror}")
         return
     tell(channel, f"pid {command.leader}")
-    if command.wait(channel):
+    if command.wait():
         command.end(grace_s)
-    tell(channel, f"status {command.status}")
+    tell(channel, "done")
 
 
 if __name__ == "__main__":
