@@ -64,3 +64,10 @@ HARD_TO_END = {
     "comet": _COMET,
     "output closed": "echo ready; exec >/dev/null 2>&1; sleep 1000",
 }
+
+LOSES_ITS_KEEPER = (
+    "trap 'kill -9 $PPID' TERM; "
+    "(trap '' TERM; exec setsid sh -c 'echo ready; exec sleep 1000') & "
+    "while :; do sleep 0.02; done"
+)
+"""Kills its keeper when it is told to end; what it leaves behind ignores TERM, in its own session."""

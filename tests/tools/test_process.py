@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.processes import PATIENCE_S, Marked, descriptors, lock_is_free, until
-from tests.tools.commands import HARD_TO_END, python
+from tests.processes import PATIENCE_S, Marked, descriptors, lock_is_free, process_state, until
+from tests.tools.commands import HARD_TO_END, LOSES_ITS_KEEPER, python
 from trio_bgtasks.tools import _process
 from trio_bgtasks.tools._process import CommandEnd, CommandNotStarted, KeeperLost, run_command
 
@@ -217,7 +218,9 @@ async def test_a_huge_environment_arrives() -> None:
         ({"shell": "/no/such"}, "shell '/no/such': No such file or directory"),
         ({"shell": "no-such-shell"}, "shell 'no-such-shell': No such file or directory"),
         ({"shell": "/etc"}, "shell '/etc': Permission denied"),
-        ({"env": {"BIG": "x" * 10_000_000}}, "shell '/bin/sh': Argument list too long"),
+        ({"env": {"BIG": "x" * 10_000_000}}, "command or env: too long for this system"),
+        ({"command": "x" * 1_000_000}, "command or env: too long for this system"),
+        ({"command": "echo \0"}, "command: must not contain NUL"),
         ({"env": {"A=B": "c"}}, "env: 'A=B' cannot be the name of a variable"),
         ({"env": {"": "c"}}, "env: '' cannot be the name of a variable"),
         ({"env": {"A": "x\0y"}}, "env 'A': must not contain NUL"),
@@ -227,14 +230,35 @@ async def test_a_huge_environment_arrives() -> None:
 async def test_says_why_a_command_was_not_started(arguments: dict[str, Any], message: str) -> None:
     """What stands against the start is named with its argument."""
     with pytest.raises(CommandNotStarted) as raised:
-        await run("echo hi", **arguments)
+        await run(**{"command": "echo hi", **arguments})
     assert str(raised.value).startswith(message)
 
 
-async def test_a_command_with_nul_is_not_started() -> None:
-    """The system could not be given such a command."""
-    with pytest.raises(CommandNotStarted, match="command: must not contain NUL"):
-        await run("echo \0")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"cwd": 1_000_000 * "x"},
+        {"shell": 1_000_000 * "x"},
+        {"env": {1_000_000 * "x" + "=": ""}},
+        {"env": {1_000_000 * "x": "\0"}},
+    ],
+    ids=["cwd", "shell", "name", "value"],
+)
+async def test_a_huge_argument_does_not_make_a_huge_message(arguments: dict[str, Any]) -> None:
+    """The message shows the beginning of what was given."""
+    with pytest.raises(CommandNotStarted) as raised:
+        await run("echo hi", **arguments)
+    assert f"{next(iter(arguments))}" in str(raised.value)
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("command", ["-x", "+x", "--version"])
+async def test_a_command_is_no_option_of_the_shell(command: str) -> None:
+    """A command that begins like an option is looked for, as any other one."""
+    output = Output()
+    end = await run(command, output)
+    assert end.exit_code == 127
+    assert f"{command}: not found" in output.text
 
 
 @pytest.mark.parametrize(
@@ -390,6 +414,26 @@ async def test_control_c_while_output_is_passed_on() -> None:
         await run("echo hi; sleep 1000", interrupted)
 
 
+async def test_control_c_again_and_again(marked: Marked, tmp_path: Path) -> None:
+    """However often it is pressed, the call ends when nothing of the command is left."""
+
+    async def interrupted(text: str) -> None:
+        for word in text.split():
+            (tmp_path / word).touch()
+        await trio.lowlevel.checkpoint()
+        raise KeyboardInterrupt
+
+    command = (
+        f"cd {tmp_path}; "
+        "trap 'for i in 1 2 3 4 5; do echo $i; until [ -e $i ]; do sleep 0.01; done; done; exit' TERM; "
+        "echo ready; while :; do sleep 0.02; done"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        await run(command, interrupted, grace_s=PATIENCE_S)
+    assert (tmp_path / "5").exists()
+    assert not marked.alive()
+
+
 # ---- the end by order --------------------------------------------------------------------------
 
 
@@ -415,6 +459,32 @@ async def test_a_timeout_ends_the_command_and_says_so(marked: Marked) -> None:
     assert end.duration_s >= 0.5
     assert output.text == "bye\n"
     assert not marked.alive()
+
+
+async def test_a_timeout_before_anything_was_run() -> None:
+    """A time that is up at once is a time-out as any other, not a broken keeper."""
+    end = await run("echo hi", timeout_s=1e-9)
+    assert (end.exit_code, end.signal, end.timed_out, end.output_bytes) == (None, None, True, 0)
+
+
+async def test_a_slow_reader_does_not_time_out_a_command_that_has_ended(
+    mock_clock: trio.testing.MockClock, marked: Marked
+) -> None:
+    """What counts is when the last process ended, not when its output had been delivered."""
+    mock_clock.rate = 1  # as usual, until it jumps
+    texts: list[str] = []
+
+    async def slow(text: str) -> None:
+        texts.append(text)
+        if len(texts) == 1:
+            await until(lambda: not marked.alive())
+            mock_clock.jump(PATIENCE_S / 2)
+            await trio.sleep_forever()
+
+    command = "echo first; sleep 0.1; head -c 60000 /dev/zero | tr '\\0' x"
+    end = await run(command, slow, timeout_s=PATIENCE_S / 2)
+    assert (end.exit_code, end.timed_out) == (0, False)
+    assert "".join(texts) == "first\n" + 60_000 * "x"
 
 
 async def test_last_words_of_a_cancelled_command_are_taken() -> None:
@@ -476,6 +546,57 @@ async def test_a_stopped_keeper_obeys(marked: Marked) -> None:
         nursery.cancel_scope.cancel()
     assert end.timed_out
     assert not rescued
+
+
+async def test_a_killed_keeper_whose_leader_had_ended(marked: Marked) -> None:
+    """The rest of the command's process group is killed also when its leader ended long ago."""
+    output = Output()
+
+    async def kill_keeper() -> None:
+        await output.seen("ready")
+        await until(lambda: not marked.numbers("echo ready"))
+        os.kill(marked.numbers("_keeper.py")[0], signal.SIGKILL)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kill_keeper)
+        with pytest.raises(KeeperLost):
+            await run("sleep 1000 & echo ready", output)
+    await until(lambda: not marked.alive())
+
+
+async def test_a_stranger_with_the_leaders_number_is_not_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once a killed keeper had taken the leader, its number may be that of somebody else's group."""
+    async with trio.open_nursery() as nursery:
+        stranger = await nursery.start(
+            partial(trio.run_process, ["sleep", "1000"], start_new_session=True)
+        )
+        assert isinstance(stranger, trio.Process)
+        told = f"pid {stranger.pid}\\nstatus 0\\n"
+        keeper = ["/bin/sh", "-c", f"printf '{told}' >&0; kill -9 $$"]
+        monkeypatch.setattr(_process, "_KEEPER", keeper)
+        with pytest.raises(KeeperLost):
+            await run("true")
+        assert stranger.poll() is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lost_keeper_is_told_also_when_cancelled(marked: Marked) -> None:
+    """A cancelled call whose keeper is killed meanwhile does not end as if all was in order."""
+    output = Output()
+
+    async def run_and_lose() -> None:
+        with pytest.raises(KeeperLost, match="may still run"):
+            await run(LOSES_ITS_KEEPER, output, grace_s=PATIENCE_S)
+        assert marked.alive()
+        marked.kill()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_and_lose)
+        await output.seen("ready")
+        nursery.cancel_scope.cancel()
+    assert not nursery.cancel_scope.cancelled_caught
 
 
 async def test_a_killed_keeper_is_noticed(marked: Marked) -> None:
@@ -613,6 +734,18 @@ async def test_nothing_survives_a_killed_runtime(
     assert free_while_alive == [{}]
 
 
+async def test_a_stopped_keeper_obeys_a_killed_runtime(marked: Marked, tmp_path: Path) -> None:
+    """A keeper that was stopped is woken by the death of its runtime."""
+    lock = tmp_path / "lock"
+    runtime = Runtime(lock, "kill -STOP $PPID; echo ready; sleep 1000")
+    runtime.until_line(b"ready")
+    (keeper,) = marked.numbers("_keeper.py")
+    await until(lambda: process_state(keeper) == "T")
+    runtime.kill()
+    await until(lambda: lock_is_free(lock))
+    assert not marked.alive()
+
+
 async def test_a_killed_runtime_gives_the_grace_period_too(tmp_path: Path) -> None:
     """A command whose runtime was killed may still clean up."""
     lock = tmp_path / "lock"
@@ -633,6 +766,20 @@ async def test_a_forked_copy_of_the_runtime_holds_nothing(marked: Marked, tmp_pa
     await until(lambda: set(marked.alive()) == {copy})
     os.kill(copy, signal.SIGKILL)
     await until(lambda: not marked.alive())
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("true", "fork early"), ("true", "fork unseen"), ("kill -9 $PPID", "fork early")],
+    ids=["ended", "ended, forked by C code", "keeper killed"],
+)
+async def test_a_copy_forked_while_the_command_starts(
+    tmp_path: Path, command: str, option: str
+) -> None:
+    """A child that another thread forks at that moment does not hide the end of the command."""
+    runtime = Runtime(tmp_path / "lock", command, option)
+    assert runtime.until_line(b"copy") == b"copy lives\n"
+    runtime.kill()
 
 
 async def test_a_runtime_killed_while_commands_start(marked: Marked, tmp_path: Path) -> None:
