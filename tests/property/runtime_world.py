@@ -7,6 +7,7 @@ answered, are all that the invariants of the state machine believe.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Literal
 
 import attrs
@@ -17,17 +18,22 @@ from trio_bgtasks import (
     BackgroundExecution,
     BackgroundTaskManager,
     Cancelled,
+    CheckpointSaved,
     Failed,
+    Finished,
     ManagerConfig,
     MemoryTaskStore,
+    Refused,
     StartRequest,
     Stopped,
+    StoreClosed,
     Success,
     TaskResult,
     TaskStatus,
     TaskStoreError,
     open_task_manager,
 )
+from trio_bgtasks.stores import SweepReport
 
 Order = Literal["succeed", "fail", "raise", "cancel itself", "stop itself"]
 Manners = Literal["passes on", "tidies up", "succeeds", "fails", "raises"]  # when it is cancelled
@@ -49,6 +55,7 @@ class Task:
     resumable: bool
     parent: str | None
     manners: Manners
+    attached: bool = True  # its parent was not collected yet when it started
     attempts: int = 1
     cancelled: bool = False  # a cancel of it was accepted
     collected: bool = False
@@ -62,20 +69,27 @@ class Run:
 
     task: Task
     machine: Machine
+    executor_id: str
     execution: BackgroundExecution
     background: bool
     orders: trio.MemorySendChannel[Order]
     reasons: set[Reason] = attrs.field(factory=set["Reason"])  # why it may be cancelled
     said: list[str] = attrs.field(factory=list[str])
     ended: Order | Manners | Literal["crash"] | None = None
+    fenced: bool = False  # its machine was found dead while it ran: no matter how it ends
 
     @property
     def attempt(self) -> int:
         return self.execution.attempt
 
+    @property
+    def over(self) -> bool:
+        """Is it at least no attempt that may write any more?"""
+        return self.fenced or self.ended is not None
+
     def expected_status(self) -> set[TaskStatus]:
         """Return what the attempt may have ended as, from what the tool and its callers know."""
-        if self.ended == "crash":
+        if self.ended == "crash" or self.fenced:
             return {TaskStatus.STOPPED}
         if self.ended in ("succeed", "succeeds"):
             return {TaskStatus.COMPLETED}
@@ -98,6 +112,36 @@ class Call:
     task_id: str
     answer: TaskResult | Exception | None = None
     gone: bool = False
+
+
+class SweptInSteps(MemoryTaskStore):
+    """Ends the tasks of the dead a moment after the fence, as a store does that has many of them.
+
+    In between arrives what they wrote last: nothing of it may be taken.
+    """
+
+    _only_fence = False
+
+    async def sweep(
+        self, executor_id: str, at_ms: int, *, suspect: str | None = None
+    ) -> SweepReport:
+        self._only_fence = True
+        fenced = (await super().sweep(executor_id, at_ms, suspect=suspect)).fenced
+        self._only_fence = False
+        for name in fenced:
+            for task_id in list(self._by_executor.get(name, ())):
+                attempt = self._records[task_id].attempt
+                for late in (
+                    CheckpointSaved(at_ms, name, attempt, "late"),
+                    Finished(at_ms, name, attempt, Success("late")),
+                ):
+                    with suppress(Refused, StoreClosed):
+                        await self.apply(task_id, late)
+        report = await super().sweep(executor_id, at_ms, suspect=suspect)
+        return attrs.evolve(report, fenced=fenced)
+
+    def _end_orphans(self, suspect: str | None, at_ms: int) -> list[tuple[str, str]]:
+        return [] if self._only_fence else super()._end_orphans(suspect, at_ms)
 
 
 @attrs.define(eq=False)
@@ -134,6 +178,10 @@ class Machine:
             run.reasons.add("shutdown")
         self.stop.set()
         await self.ended.wait()
+
+    def stall(self) -> None:
+        """Renew the lease no more, and know nothing of it: everything here goes on."""
+        self.world.store._executors[self.manager.statistics().executor_id].renewal.cancel()
 
     def crash(self) -> None:
         """End everything here at this moment; nothing is recorded and nobody is told."""
@@ -186,7 +234,9 @@ class World:
 
         async def body(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
             orders, inbox = trio.open_memory_channel[Order](0)
-            run = Run(task, machine, execution, background, orders)
+            executor_id = machine.manager.statistics().executor_id
+            machine.executors.add(executor_id)
+            run = Run(task, machine, executor_id, execution, background, orders)
             self._check_start(run)
             task.runs.append(run)
             try:
@@ -205,7 +255,7 @@ class World:
         assert execution.owner_thread_id == task.owner
         assert execution.is_resume is (execution.attempt > 1)
         assert execution.checkpoint == task.checkpoint, "a saved checkpoint is what a resume gets"
-        assert all(other.ended for other in task.runs), "two attempts of a task run at once"
+        assert all(other.over for other in task.runs), "two attempts of a task run at once"
         assert all(other.attempt < run.attempt for other in task.runs), "an attempt runs once"
         assert not run.machine.crashed
 

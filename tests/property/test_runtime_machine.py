@@ -8,8 +8,9 @@ never against a manager's account of itself; the store is asked as the durable t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 import attrs
@@ -29,6 +30,7 @@ from tests.property.runtime_world import (
     Order,
     Reason,
     Run,
+    SweptInSteps,
     Task,
     World,
 )
@@ -37,12 +39,14 @@ from trio_bgtasks import (
     CancelRequested,
     CheckpointSaved,
     Event,
+    Facts,
     Finished,
     MemoryTaskStore,
     Notice,
     ParentCancelled,
     Refused,
     Registered,
+    StoreClosed,
     Success,
     TaskError,
     TaskNotRunning,
@@ -51,6 +55,7 @@ from trio_bgtasks import (
     TaskStatus,
     TaskSummary,
     UnknownTask,
+    _lifecycle,
 )
 from trio_bgtasks._records import evolved
 from trio_bgtasks._slots import Slot
@@ -83,7 +88,7 @@ def some(list_of: Callable[[RuntimeMachine], list[T]]) -> Callable[[RuntimeMachi
 class RuntimeMachine(TrioStateMachine):
     """Two machines and some work to begin with; others come and go."""
 
-    store = MemoryTaskStore
+    store: type[MemoryTaskStore] = SweptInSteps
 
     async def set_up(self) -> None:
         self.world = World(self.run.nursery, self.store())
@@ -170,15 +175,19 @@ class RuntimeMachine(TrioStateMachine):
             return
         assert not self.under_cancel(task)
         assert (summary.task_id, summary.status) == (task.task_id, TaskStatus.RUNNING)
-        self.world.tasks[task.task_id] = task
-        await self.begun(task)
+        await self.started(task)
 
     async def call_task(self, task: Task, machine: int) -> None:
         call = await self.world.call(self.machine(machine), task, self.world.request(task))
         assert isinstance(call.answer, ParentCancelled) is self.under_cancel(task)
         if call.answer is None:
-            self.world.tasks[task.task_id] = task
-            await self.begun(task)
+            await self.started(task)
+
+    async def started(self, task: Task) -> None:
+        parent = self.world.tasks.get(task.parent or "")
+        task.attached = parent is None or not parent.collected
+        self.world.tasks[task.task_id] = task
+        await self.begun(task)
 
     async def begun(self, task: Task) -> None:
         """A start that was answered has a running body a moment later."""
@@ -398,7 +407,7 @@ class RuntimeMachine(TrioStateMachine):
         """Ask how it stands, as a wrapped tool does, which settles orphans; then judge it."""
         summary = await machine.manager.get(task.owner, task.task_id)
         assert (summary is None) is task.collected
-        if summary is None or task.runs[-1].ended is None:
+        if summary is None or not task.runs[-1].over:
             return False
         stopped = task.runs[-1].expected_status() == {TaskStatus.STOPPED}
         if task.runs[-1].ended == "crash" and not await self.settled(task):
@@ -428,8 +437,37 @@ class RuntimeMachine(TrioStateMachine):
                 await trio.lowlevel.checkpoint()
             await trio.sleep(after_s)
             await trio.testing.wait_all_tasks_blocked()
-            others = [m for m in self.world.living if m is not chosen.machine]
-            await self.resume_at_once(chosen.task, [newest(others, machine)])
+            closed = after_s > TIDY_S  # until then nothing starts there for the owner
+            able = [m for m in self.world.living if closed or m is not chosen.machine]
+            await self.resume_at_once(chosen.task, [newest(able, machine)])
+
+    @precondition(some(lambda self: self.obeying))
+    @rule(run=few, machine=few, value=st.integers(0, 99))
+    @in_trio
+    async def stall(self, run: int, machine: int, value: int) -> None:
+        """A machine does not renew its lease any more, and its bodies go on; others take one over.
+
+        Promises 1 and 4: what it writes before its lease has run out counts, and nothing later.
+        """
+        chosen = newest(self.obeying, run)
+        stalled = chosen.machine
+        if len(self.world.living) < 2:
+            await self.world.boot()
+        other = newest([m for m in self.world.living if m is not stalled], machine)
+        stalled.stall()
+        await trio.sleep(10)
+        theirs = self.world.live_runs(stalled)
+        for one in theirs:
+            await one.execution.save_checkpoint(value)
+            one.task.checkpoint = value
+            one.fenced = True
+        await other.manager.wait(chosen.task.owner, chosen.task.task_id)
+        await self.resume_at_once(chosen.task, [other])
+        for one in theirs:
+            assert await self.is_refused(partial(one.execution.save_checkpoint, "late"))
+        await trio.sleep(TIDY_S)
+        await trio.testing.wait_all_tasks_blocked()
+        assert all(one.ended for one in theirs)
 
     # ---- looking, announcing, collecting ----------------------------------------------------
 
@@ -491,8 +529,9 @@ class RuntimeMachine(TrioStateMachine):
     def tree_before(self, root: Task) -> list[Task]:
         """Return what is below a task, also where the records do not lead any more."""
         found = [root]
+        attached = [task for task in self.tasks if task.attached]
         for above in found:
-            found += [t for t in self.tasks if t.parent == above.task_id and t not in found]
+            found += [t for t in attached if t.parent == above.task_id and t not in found]
         return found
 
     @rule(seconds=st.sampled_from([0.5, TIDY_S, 20.0, SETTLED_S]))
@@ -536,7 +575,7 @@ class RuntimeMachine(TrioStateMachine):
             elif last.ended != "crash" or record.status is not TaskStatus.RUNNING:
                 cancelled = {TaskStatus.CANCELLED}
                 assert record.status in (cancelled if task.cancelled else last.expected_status())
-            if last.ended in ("succeed", "succeeds"):
+            if last.ended in ("succeed", "succeeds") and not last.fenced:
                 assert record.result == last.attempt
 
     @invariant()
@@ -547,6 +586,23 @@ class RuntimeMachine(TrioStateMachine):
             record = await self.world.store.load(task.task_id)
             if record is not None and record.status.is_terminal:
                 assert self.ended_as.setdefault(task.task_id, record) == record
+
+    @invariant()
+    @in_trio
+    async def what_was_superseded_writes_nothing(self) -> None:
+        """Promise 4: what an attempt had on its way while its task was resumed is refused."""
+        for task in self.tasks:
+            if len(task.runs) > 1 and not task.collected:
+                late = task.runs[-2]
+                event = CheckpointSaved(0, late.executor_id, late.attempt, "late")
+                assert await self.is_refused(partial(self.world.store.apply, task.task_id, event))
+
+    async def is_refused(self, write: Callable[[], Awaitable[object]]) -> bool:
+        try:
+            await write()
+        except (Refused, StoreClosed):  # it is closed to machines that crashed
+            return True
+        return False
 
     @invariant()
     def nothing_is_announced_twice(self) -> None:
@@ -583,11 +639,11 @@ class RuntimeMachine(TrioStateMachine):
         told = {(task_id, attempt): status for task_id, attempt, status in self.world.announced}
         for run in self.world.runs:
             status = told.pop((run.task.task_id, run.attempt), None)
-            answered = not run.background and self.answered(run)
+            answered = not run.background and not run.fenced and self.answered(run)
             assert (status is None) is answered
             if status is not None:
                 wanted = run.expected_status()
-                if run.ended == "crash" and run.task.cancelled:
+                if (run.fenced or run.ended == "crash") and run.task.cancelled:
                     wanted = wanted | {TaskStatus.CANCELLED}
                 assert status in ({TaskStatus.CANCELLED} if "cancel" in run.reasons else wanted)
         assert not told
@@ -605,7 +661,7 @@ class RuntimeMachine(TrioStateMachine):
         for run in task.runs:
             for word in run.said:
                 if not rest.startswith(word):
-                    assert run.ended == "crash"
+                    assert run.fenced or run.ended == "crash"
                     break
                 rest = rest.removeprefix(word)
         assert rest == ""
@@ -799,4 +855,27 @@ def test_a_manager_that_ends_nothing_is_found(reason: str, monkeypatch: pytest.M
             stop(self, why)
 
     monkeypatch.setattr(Slot, "stop", deaf)
+    run_until_found(RuntimeMachine)
+
+
+def test_a_store_that_takes_what_the_dead_write_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lifecycle that does not look whether the writer is fenced breaks promise 4."""
+
+    def check(record: TaskRecord, executor_id: str, attempt: int, _: Facts) -> None:
+        _lifecycle._check_attempt(record, executor_id, attempt)
+
+    monkeypatch.setattr(_lifecycle, "_check_writer", check)
+    run_until_found(RuntimeMachine)
+
+
+def test_a_store_that_takes_what_an_old_attempt_writes_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A lifecycle that looks at the executor only, not at the attempt, breaks promise 4."""
+
+    def check(record: TaskRecord, executor_id: str, _: int) -> None:
+        check_attempt(record, executor_id, record.attempt)
+
+    check_attempt = _lifecycle._check_attempt
+    monkeypatch.setattr(_lifecycle, "_check_attempt", check)
     run_until_found(RuntimeMachine)
