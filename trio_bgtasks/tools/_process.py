@@ -64,23 +64,24 @@ class KeeperLost(Exception):
         self.end = end
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class CommandEnd:
     """How a command ended; `run_command` returns it when the last of its processes has gone.
 
     Attributes:
-        exit_code: of the shell, 0 to 255; None if a signal killed it, or nothing was run.
-        signal: number of the signal that killed the shell, else None.
+        exit_code: of the shell, 0 to 255; None if a signal killed it.
+        signal: number of the signal that killed the shell, else None; both are None if nothing was
+            run, or nobody knows.
         timed_out: the command was ended because its time was up.
         duration_s: from the call to the end of the last process, seconds.
         output_bytes: what the command wrote to stdout and stderr, as it wrote it.
     """
 
-    exit_code: int | None
-    signal: int | None
-    timed_out: bool
+    exit_code: int | None = None
+    signal: int | None = None
+    timed_out: bool = False
     duration_s: float
-    output_bytes: int
+    output_bytes: int = 0
 
 
 @trio.lowlevel.enable_ki_protection
