@@ -250,9 +250,9 @@ async def test_a_closed_schema_is_opened_where_it_is_closed(manager: BackgroundT
 
 async def test_wrapping_anything_else_is_refused(manager: BackgroundTaskManager) -> None:
     """What is no tool, or no manager, is named."""
-    with pytest.raises(TypeError, match="needs a BackgroundExecutable, not 'shell'"):
+    with pytest.raises(TypeError, match="needs a BackgroundExecutable, not str"):
         BackgroundCapable("shell", manager)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="needs a BackgroundTaskManager, not None"):
+    with pytest.raises(TypeError, match="needs a BackgroundTaskManager, not NoneType"):
         BackgroundCapable(Scripted(), None)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^supports_resume must be a boolean, not str$"):
         BackgroundCapable(Scripted(supports_resume="no"), manager)  # type: ignore[arg-type]

@@ -231,13 +231,10 @@ async def generator(n: int) -> Any:
 
 
 NO_TOOLS: list[tuple[Any, str]] = [
-    (sync, "background_tool needs an async function, not <function sync"),
-    (generator, "background_tool needs an async function, not <function generator"),
-    (5, "background_tool needs an async function, not 5"),
-    (
-        functools.partial(takes_id),
-        r"background_tool needs an async function, not functools.partial\(<function takes_id",
-    ),
+    (sync, "background_tool needs an async function, not function sync"),
+    (generator, "background_tool needs an async function, not function generator"),
+    (5, "background_tool needs an async function, not int"),
+    (functools.partial(takes_id), "background_tool needs an async function, not partial"),
     (untyped, "untyped: parameter 'n' needs a type annotation"),
     (variadic, r"variadic: parameter '\*n: 'int'' is variadic positional; the arguments of a"),
     (keywords, r"keywords: parameter '\*\*n: 'int'' is variadic keyword; the arguments of a"),

@@ -70,7 +70,7 @@ async def shown(manager: BackgroundTaskManager, owner: str = OWNER) -> list[tupl
 
 def test_it_needs_a_manager() -> None:
     """Anything else is refused at once."""
-    with pytest.raises(TypeError, match="TaskReminder needs a BackgroundTaskManager, not None"):
+    with pytest.raises(TypeError, match="TaskReminder needs a BackgroundTaskManager, not NoneType"):
         TaskReminder(None)  # type: ignore[arg-type]
 
 

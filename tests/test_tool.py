@@ -126,7 +126,7 @@ def test_results(
     ("fields", "error"),
     [
         ({"tool_name": None}, "tool_name must be a string, not NoneType"),
-        ({"status": "great"}, "'great' is not a valid ToolStatus"),
+        ({"status": "great"}, "status must be one of success, warning, pending, error"),
         ({"message": ValueError("x")}, "message must be a string or None, not ValueError"),
         ({"metadata": None}, "metadata must be a dict, not NoneType"),
     ],

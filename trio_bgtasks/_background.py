@@ -95,7 +95,8 @@ class BackgroundCapable(Tool):
     def __init__(self, inner: BackgroundExecutable[Any], manager: BackgroundTaskManager) -> None:
         for value, kind in ((inner, BackgroundExecutable), (manager, BackgroundTaskManager)):
             if not isinstance(value, kind):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise TypeError(f"BackgroundCapable needs a {kind.__name__}, not {value!r}")
+                given = type(value).__name__
+                raise TypeError(f"BackgroundCapable needs a {kind.__name__}, not {given}")
         check_supports_resume(inner.supports_resume)
         self._inner = inner
         self._manager = manager

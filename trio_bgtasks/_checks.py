@@ -1,4 +1,4 @@
-"""Numbers that are given, checked where they are given; errors name the field."""
+"""Numbers and flags that are given, checked where they are given; errors name the field."""
 
 from __future__ import annotations
 
@@ -41,4 +41,15 @@ def check_int(value: object, field: str, *, least: int = -_INT_MAX) -> int:
     if not least <= value <= _INT_MAX:
         bound = f"at least {least}" if value < least else "within 64 bits"
         raise ValueError(f"{field} must be {bound}")
+    return value
+
+
+def check_bool(value: object, field: str) -> bool:
+    """Return ``value`` if it is True or False.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{field} must be a boolean, not {type(value).__name__}")
     return value

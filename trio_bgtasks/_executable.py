@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast
 import attrs
 import trio
 
+from ._checks import check_bool
 from ._execution import BackgroundExecution
 from ._json import JsonObject, check_id
 from ._outcome import BodyEnd, own_outcome
@@ -169,8 +170,7 @@ def _is_abstract(cls: type) -> bool:
 
 def check_supports_resume(value: object) -> None:
     """Raise TypeError unless a tool says plainly whether its tasks may be resumed."""
-    if not isinstance(value, bool):
-        raise TypeError(f"supports_resume must be a boolean, not {type(value).__name__}")
+    check_bool(value, "supports_resume")
 
 
 def _lacks(tool: BackgroundExecutable[Any], method: str) -> bool:

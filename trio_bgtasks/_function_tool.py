@@ -83,7 +83,8 @@ class _FunctionTool(BackgroundExecutable[msgspec.Struct]):
     def __init__(self, fn: _Function, *, supports_resume: bool, name: str | None) -> None:
         is_function = isinstance(fn, FunctionType | MethodType)
         if not is_function or not inspect.iscoroutinefunction(fn):
-            raise TypeError(f"background_tool needs an async function, not {fn!r}")
+            what = f"{type(fn).__name__} {getattr(fn, '__name__', '')}".rstrip()
+            raise TypeError(f"background_tool needs an async function, not {what}")
         self.task_type = check_id(fn.__name__ if name is None else name, "name")
         check_supports_resume(supports_resume)
         self.supports_resume = supports_resume

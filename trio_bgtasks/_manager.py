@@ -12,7 +12,7 @@ import trio
 
 from ._announcing import AT_ONCE, Announcer
 from ._cancelling import Canceller
-from ._checks import check_int, check_seconds
+from ._checks import check_bool, check_int, check_seconds
 from ._errors import IdempotencyKeyUsed, TaskStoreError
 from ._execution import ambient
 from ._hints import Hints, Subscription
@@ -285,6 +285,7 @@ class BackgroundTaskManager:
 
     def live(self, owner_thread_id: str) -> list[TaskSummary]:
         """Return what is live here of this owner, without asking the store."""
+        check_id(owner_thread_id, "owner_thread_id")
         return [
             slot.summary(slot.record)
             for slot in self._supervisor.of_owner(owner_thread_id)
@@ -293,6 +294,8 @@ class BackgroundTaskManager:
 
     def persistence_error(self, owner_thread_id: str, task_id: str) -> str | None:
         """Return why the end, or the cancel mark, of a task is not stored yet; None if it is."""
+        check_id(owner_thread_id, "owner_thread_id")
+        check_id(task_id, "task_id")
         slot = self._looker.own_slot(owner_thread_id, task_id)
         return None if slot is None else slot.persistence_error
 
@@ -314,6 +317,7 @@ class BackgroundTaskManager:
             status = _check_status(status)
         if task_type is not None:
             check_id(task_type, "task_type")
+        check_bool(background_only, "background_only")
         await trio.lowlevel.checkpoint()
         records = await self._looker.records(owner_thread_id, status, task_type)
         shown = (r for r in records if r.background or not background_only)
@@ -383,6 +387,7 @@ class BackgroundTaskManager:
             TaskStoreError: they could not be read, or not acknowledged: then they come again.
         """
         check_id(owner_thread_id, "owner_thread_id")
+        check_bool(background_only, "background_only")
         check_int(limit, "limit", least=1)
         await trio.lowlevel.checkpoint()
         found = self._announcer.notices(
@@ -486,7 +491,7 @@ def _check_status(value: object) -> TaskStatus:
     try:
         return TaskStatus(value)
     except ValueError:
-        raise ValueError(f"status must be one of {', '.join(TaskStatus)}, not {value!r}") from None
+        raise ValueError(f"status must be one of {', '.join(TaskStatus)}") from None
 
 
 def _check_store(store: object) -> None:

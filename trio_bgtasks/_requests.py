@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from ._checks import check_int, check_period, check_seconds
+from ._checks import check_bool, check_int, check_period, check_seconds
 from ._json import JsonObject, JsonValue, check_id, clean_text, json_object
 from ._records import TaskSummary
 from .stores import LeaseTerms, wall_clock_ms
@@ -26,8 +26,7 @@ def _check_required_id(_: object, attribute: attrs.Attribute[Any], value: Any) -
 
 
 def _check_bool(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{attribute.name} must be a boolean, not {type(value).__name__}")
+    check_bool(value, attribute.name)
 
 
 def _text(value: Any) -> str:

@@ -85,6 +85,15 @@ class ToolStatus(StrEnum):
     ERROR = "error"
 
 
+def _tool_status(value: Any) -> ToolStatus:
+    if not isinstance(value, str):
+        raise TypeError(f"status must be a ToolStatus, not {type(value).__name__}")
+    try:
+        return ToolStatus(value)
+    except ValueError:
+        raise ValueError(f"status must be one of {', '.join(ToolStatus)}") from None
+
+
 @attrs.frozen
 class ToolResult:
     """The answer of a tool to its model: ``data`` is JSON, ``message`` a sentence.
@@ -94,7 +103,7 @@ class ToolResult:
     """
 
     tool_name: str = attrs.field(validator=_TEXT)
-    status: ToolStatus = attrs.field(converter=ToolStatus)
+    status: ToolStatus = attrs.field(converter=_tool_status)
     data: Any = None
     message: str | None = attrs.field(default=None, validator=_TEXT_OR_NONE)
     metadata: JsonObject = attrs.field(factory=dict[str, JsonValue], validator=_OBJECT)

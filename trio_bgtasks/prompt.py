@@ -41,7 +41,8 @@ class TaskReminder:
 
     def __init__(self, manager: BackgroundTaskManager) -> None:
         if not isinstance(manager, BackgroundTaskManager):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"TaskReminder needs a BackgroundTaskManager, not {manager!r}")
+            kind = type(manager).__name__
+            raise TypeError(f"TaskReminder needs a BackgroundTaskManager, not {kind}")
         self._manager = manager
 
     def __repr__(self) -> str:

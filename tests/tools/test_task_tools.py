@@ -100,7 +100,7 @@ async def test_their_descriptors(manager: BackgroundTaskManager) -> None:
 
 def test_they_need_a_manager() -> None:
     """Anything else is refused at once."""
-    with pytest.raises(TypeError, match="task_tools needs a BackgroundTaskManager, not None"):
+    with pytest.raises(TypeError, match="task_tools needs a BackgroundTaskManager, not NoneType"):
         task_tools(None)  # type: ignore[arg-type]
 
 

@@ -48,7 +48,8 @@ class _TaskTool(Tool):
 
     def __init__(self, manager: BackgroundTaskManager) -> None:
         if not isinstance(manager, BackgroundTaskManager):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"task_tools needs a BackgroundTaskManager, not {manager!r}")
+            kind = type(manager).__name__
+            raise TypeError(f"task_tools needs a BackgroundTaskManager, not {kind}")
         self._manager = manager
 
     def __repr__(self) -> str:

@@ -67,7 +67,7 @@ class SqliteTaskStore:
         """
         file = database_path(path)
         if synchronous not in get_args(Synchronous):
-            raise ValueError(f"synchronous must be 'full' or 'normal', not {synchronous!r}")
+            raise ValueError("synchronous must be 'full' or 'normal'")
         async with Engine.open(file, synchronous) as engine:
             yield cls(engine, locks_folder(file))
 
@@ -179,12 +179,15 @@ class SqliteTaskStore:
 
 def database_path(path: str | os.PathLike[str]) -> Path:
     """Return the real path, the same for all who use the file, so that they share its locks."""
-    name: Any = os.fspath(path)
+    name: Any = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(name, str):
         raise TypeError(f"path must be a str or os.PathLike[str], not {type(path).__name__}")
     if not name or name == ":memory:":
         raise ValueError(f"path must name a file, not {name!r}; or use MemoryTaskStore")
-    return Path(os.path.realpath(name))
+    try:
+        return Path(os.path.realpath(name))
+    except ValueError as error:
+        raise ValueError(f"path is not usable: {error}") from None
 
 
 def locks_folder(file: Path) -> Path:
