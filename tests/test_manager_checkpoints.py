@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -28,14 +29,22 @@ from tests.support import (
     stored,
 )
 from trio_bgtasks import (
+    RUN_IN_BACKGROUND_PARAM,
+    BackgroundCapable,
     BackgroundExecution,
     BackgroundTaskManager,
     MemoryTaskStore,
     Refused,
+    Subscription,
     Success,
+    TaskReminder,
     TaskResult,
     TaskStatus,
     TaskStore,
+    ToolCallContext,
+    ToolResult,
+    background_tool,
+    task_tools,
 )
 
 STORES = {"memory": MemoryTaskStore, "checkpoints": CheckpointingStore}
@@ -48,6 +57,15 @@ class World:
     manager: BackgroundTaskManager
     store: TaskStore
     gate: Gate = attrs.field(factory=Gate)
+
+    @property
+    def wrapped(self) -> BackgroundCapable:
+        return BackgroundCapable(wrapped, self.manager)
+
+    async def tool(self, name: str, **args: Any) -> ToolResult:
+        """Call one of the tools for the model."""
+        (tool,) = (t for t in task_tools(self.manager) if t.descriptor().id == name)
+        return await tool.execute(args, CONTEXT)
 
     async def set_up(self) -> None:
         manager = self.manager
@@ -74,6 +92,9 @@ READS: dict[str, Callable[[World], Awaitable[Any]]] = {
     "wait": lambda w: w.manager.wait(OWNER, "done"),
     "find": lambda w: w.manager.find("child"),
     "owners": lambda w: w.manager.owners(),
+    "task_status": lambda w: w.tool("task_status", task_id="running"),
+    "task_status of all": lambda w: w.tool("task_status"),
+    "task_output": lambda w: w.tool("task_output", task_id="done", wait_s=1),
 }
 WRITES: dict[str, Callable[[World], Awaitable[Any]]] = {
     "start": lambda w: w.manager.start(request(task_id="new"), forever),
@@ -89,7 +110,26 @@ WRITES: dict[str, Callable[[World], Awaitable[Any]]] = {
     "take_notices": lambda w: w.manager.take_notices(OWNER),
     "gc_terminal": lambda w: w.manager.gc_terminal(OWNER),
     "subscribe": lambda w: subscribe(w.manager),
+    "task_cancel": lambda w: w.tool("task_cancel", task_id="running"),
+    "execute": lambda w: w.wrapped.execute({RUN_IN_BACKGROUND_PARAM: True}, CONTEXT),
+    "execute in the foreground": lambda w: w.wrapped.execute({}, CONTEXT),
+    "render": lambda w: TaskReminder(w.manager).render(OWNER),
+    "delivering": lambda w: deliver(w.manager),
 }
+
+
+async def deliver(manager: BackgroundTaskManager) -> None:
+    """Deliver the reminder, which takes a moment."""
+    async with TaskReminder(manager).delivering(OWNER) as text:
+        assert text is not None
+        await trio.lowlevel.checkpoint()
+
+
+@background_tool
+async def wrapped() -> str:
+    """Do it at once."""
+    await trio.lowlevel.checkpoint()
+    return "done"
 
 
 async def for_ever(_: trio.CancelScope) -> TaskResult:
@@ -111,6 +151,10 @@ async def look_at_notices(manager: BackgroundTaskManager) -> None:
     async with manager.notices(OWNER) as summaries:
         assert [summary.task_id for summary in summaries] in (["stopped", "done"], [])
         await trio.lowlevel.checkpoint()
+
+
+WAIT_FOR_ENDS = ("close_owner", "run", "subscribe", "execute in the foreground")
+CONTEXT = ToolCallContext(thread_id=OWNER)
 
 
 async def each_k(
@@ -167,11 +211,14 @@ async def test_reading(name: str, kind: str, autojump_clock: trio.testing.MockCl
 async def test_writing_to_memory(name: str, autojump_clock: trio.testing.MockClock) -> None:
     """A call cancelled on the memory store was not applied, unless it waited for ends already."""
     for _, cancelled, before, after in await each_k("memory", WRITES[name]):
-        if cancelled and name not in ("close_owner", "run", "subscribe"):
+        if cancelled and name not in WAIT_FOR_ENDS:
             assert after == before
 
 
-@pytest.mark.parametrize("name", ["start", "start for a new owner", "resume", "spawn"])
+STARTS = ["start", "start for a new owner", "resume", "spawn", "execute"]
+
+
+@pytest.mark.parametrize("name", STARTS)
 async def test_a_cancelled_start_did_not_happen(
     name: str, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -188,7 +235,14 @@ async def test_a_cancelled_start_did_not_happen(
 
 @pytest.mark.parametrize(
     "name",
-    ["cancel", "cancel what is stopped", "cancel_tree", "close_owner", "gc_terminal"],
+    [
+        "cancel",
+        "cancel what is stopped",
+        "cancel_tree",
+        "task_cancel",
+        "close_owner",
+        "gc_terminal",
+    ],
 )
 async def test_writing_to_a_store_that_can_be_cancelled(
     name: str, autojump_clock: trio.testing.MockClock
@@ -221,7 +275,7 @@ async def test_a_cancelled_run(autojump_clock: trio.testing.MockClock) -> None:
     assert ways == {"not stored", "stopped"}
 
 
-@pytest.mark.parametrize("name", ["notices", "take_notices"])
+@pytest.mark.parametrize("name", ["notices", "take_notices", "render", "delivering"])
 async def test_notices_are_taken_or_come_again(
     name: str, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -320,3 +374,19 @@ async def test_execution(name: str, kind: str, autojump_clock: trio.testing.Mock
         if name == "report_progress":
             assert record.progress is not None
             assert record.progress.done == 1
+
+
+def test_every_public_coroutine_is_here() -> None:
+    """What a host can await, or enter, is in a table above."""
+    kinds = (BackgroundTaskManager, BackgroundCapable, BackgroundExecution, TaskReminder)
+    asked = {"task_status", "task_output", "task_cancel"}  # what `task_tools` returns
+    for kind in (*kinds, Subscription):
+        for name, function in inspect.getmembers(kind, inspect.isfunction):
+            inner = inspect.unwrap(function)
+            if not name.startswith("_") and (
+                inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
+            ):
+                asked.add(name)
+    there = {name.split()[0] for name in (*READS, *WRITES, *EXECUTION)}
+    within_subscribe = {"receive", "aclose"}
+    assert asked == (there | within_subscribe) - {"resume"}
