@@ -47,6 +47,7 @@ from trio_bgtasks import (
     task_tools,
 )
 
+CONTEXT = ToolCallContext(thread_id=OWNER)
 STORES = {"memory": MemoryTaskStore, "checkpoints": CheckpointingStore}
 
 
@@ -154,7 +155,6 @@ async def look_at_notices(manager: BackgroundTaskManager) -> None:
 
 
 WAIT_FOR_ENDS = ("close_owner", "run", "subscribe", "execute in the foreground")
-CONTEXT = ToolCallContext(thread_id=OWNER)
 
 
 async def each_k(
