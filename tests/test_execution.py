@@ -383,6 +383,43 @@ async def test_a_writer_does_not_wait_for_a_store_that_refuses(
             await manager.start(request(), done)  # under a fresh executor
 
 
+async def test_output_that_is_given_up_while_it_is_stored(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """More than is kept is written during one slow write: the newest is there in the end."""
+    store = FaultyStore()
+
+    async def body(execution: BackgroundExecution) -> None:
+        store.break_down("apply", fault="slow", last=1)
+        await execution.write_output("a" * 1000)
+        await trio.sleep(1)
+        for _ in range(4):
+            await execution.write_output("b" * 1000)
+        await trio.sleep(60)
+
+    assert (await use(store, body, output_bytes=2048)).output_bytes == 5000
+    assert (await store.read_output("t", offset=-2000, limit=9999)).text == "b" * 2000
+
+
+async def test_a_writer_goes_on_when_enough_is_stored(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """One write of a part is not enough for a writer that is far ahead."""
+    store = FaultyStore()
+    written: list[float] = []
+
+    async def body(execution: BackgroundExecution) -> None:
+        store.break_down("apply", fault="slow", last=2)
+        with trio.move_on_after(0.001):
+            await execution.write_output("a" * 100)
+            await trio.sleep_forever()
+        await execution.write_output("b" * 3_000_000)
+        written.append(trio.current_time())
+
+    assert (await use(store, body)).output_bytes == 3_000_100
+    assert written[0] >= 20
+
+
 async def test_an_ended_attempt_keeps_no_output(autojump_clock: trio.testing.MockClock) -> None:
     """Whoever holds on to an execution does not hold its output in memory."""
     kept: list[BackgroundExecution] = []

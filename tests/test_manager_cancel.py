@@ -365,6 +365,23 @@ async def test_a_corrupt_record_in_a_tree(
     assert "not cancelled: the stored record of task 'bad' is corrupt" in caplog.text
 
 
+async def test_a_tree_whose_leaf_ends_just_then(autojump_clock: trio.testing.MockClock) -> None:
+    """The others are cancelled; what ended is not among them."""
+
+    class Late(StoreWrapper):
+        async def apply(self, task_id: str, event: Event) -> TaskRecord:
+            if isinstance(event, CancelRequested) and task_id == "leaf":
+                gates["leaf"].opened.set()
+                await trio.testing.wait_all_tasks_blocked()
+            return await super().apply(task_id, event)
+
+    async with open_task_manager(Late()) as manager:
+        gates = await grow(manager, "root", "leaf<root")
+        tree = await manager.cancel_tree(OWNER, "root")
+        assert [task.task_id for task in tree.own] == ["root"]
+        assert (await manager.wait(OWNER, "leaf")).status is TaskStatus.COMPLETED
+
+
 async def test_a_tree_whose_root_ends_just_then(autojump_clock: trio.testing.MockClock) -> None:
     """The refusal names what it ended as."""
 

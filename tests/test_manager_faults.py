@@ -313,6 +313,16 @@ async def test_a_corrupt_record_in_the_way_of_a_read_back_is_not_ours(
         assert_idle(manager)
 
 
+async def test_a_read_back_that_fails_is_repeated(autojump_clock: trio.testing.MockClock) -> None:
+    """As long as there is time: the start was stored, so it runs."""
+    store = FaultyStore()
+    async with opened(store) as manager:
+        store.break_down("apply", "load", fault="after", last=3)
+        summary = await manager.start(request(), done)
+        assert store.struck == 3
+        assert (await manager.wait(OWNER, summary.task_id)).status is TaskStatus.COMPLETED
+
+
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("foreground", [False, True])
 async def test_a_value_that_the_store_blames_fails_the_task(

@@ -191,6 +191,7 @@ async def test_two_close_owners_at_once(autojump_clock: trio.testing.MockClock) 
         await manager.start(request(), body)
         await body.entered.wait()
         nursery.start_soon(manager.close_owner, OWNER)
+        nursery.start_soon(manager.close_owner, OWNER)
         with trio.move_on_after(1):
             await manager.close_owner(OWNER)
         with pytest.raises(ManagerClosed):

@@ -32,6 +32,12 @@ def configured(field: str, value: Any) -> ManagerConfig:
     return ManagerConfig(**fields)
 
 
+def test_a_resume_names_its_task() -> None:
+    """An attempt that stopped is one of a certain task."""
+    with pytest.raises(ValueError, match=r"^task_id is required with resume_attempt$"):
+        request(resume_attempt=1)
+
+
 @pytest.mark.parametrize("field", [*SECONDS, *PERIODS])
 def test_seconds_are_what_a_clock_can_add(field: str) -> None:
     """A time that is negative, infinite or beyond a float is refused where it is given."""

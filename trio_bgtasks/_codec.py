@@ -19,7 +19,6 @@ from ._json import MAX_DEPTH, JsonObject, JsonValue
 from ._records import (
     ExternalRef,
     Progress,
-    ResultRef,
     TaskRecord,
     TaskStatus,
     TaskSummary,
@@ -152,12 +151,6 @@ _SUMMARY = jsonschema_rs.validator_for(
 # ---- the converter -------------------------------------------------------------------------------
 
 _converter = cattrs.Converter(detailed_validation=False)
-
-
-@_converter.register_structure_hook
-def _structure_ref(shape: Any, _: type) -> ResultRef:
-    kind, parts = shape["kind"], {k: v for k, v in shape.items() if k != "kind"}
-    return ExternalRef(**parts) if kind == "external" else ThreadMessageRef(**parts)
 
 
 @_converter.register_structure_hook

@@ -133,7 +133,7 @@ class Looker:
     def _is_within(self, task_id: str) -> bool:
         """Is this call made from within a task, or from within one below it?"""
         for execution in ambient(self._supervisor):
-            slot = self._slots.get(execution.task_id)
-            if task_id == execution.task_id or (slot is not None and task_id in slot.lineage):
+            slot = self._slots[execution.task_id]  # there for as long as its body runs
+            if task_id in (slot.task_id, *slot.lineage):
                 return True
         return False

@@ -257,9 +257,7 @@ class BackgroundTaskManager:
     def _bodies_around(self) -> Iterator[Slot]:
         """Yield the attempts that cannot end before this call: from the innermost outwards."""
         for execution in ambient(self._supervisor):
-            slot = self._slots.get(execution.task_id)
-            if slot is None:
-                return
+            slot = self._slots[execution.task_id]  # there for as long as its body runs
             yield slot
             if slot.background:
                 return  # whoever started it does not wait for it

@@ -179,7 +179,7 @@ class Supervisor:
                         return BodyEnd(await _unprotected(body, execution, slot.scope))
         except BaseException as error:  # noqa: ASYNC103 - all are recorded, some passed on
             if isinstance(error, GeneratorExit) and not _is_running(task):
-                raise  # the run was torn down: nothing can be awaited any more
+                raise  # pragma: no cover - the run was torn down: nothing can be awaited any more
             return BodyEnd(raised=error, ran=ran)  # noqa: ASYNC104
         return BodyEnd(ran=False)  # the scope took the cancellation
 
@@ -237,7 +237,7 @@ def _caller_is_cancelled(slot: Slot) -> bool:
 def _is_running(task: trio.lowlevel.Task) -> bool:
     try:
         return trio.lowlevel.current_task() is task
-    except RuntimeError:
+    except RuntimeError:  # pragma: no cover - the loop itself has died
         return False
 
 

@@ -327,7 +327,7 @@ class _Keeper:
             elif self._output in ready:
                 if piece := os.read(self._output, _PIECE_BYTES):
                     return piece
-                self._selector.unregister(self._output)
+                self._selector.unregister(self._output)  # pragma: no cover - it dies in pieces
         # Whoever still holds the pipe now was not started by the command, and is not waited for.
         piece = os.read(self._output, min(self._unread, _PIECE_BYTES))
         self._unread -= len(piece)
