@@ -23,7 +23,8 @@ from ._measure import Contender, Figure, compare
 
 CLIENTS = (1, 10, 100, 1000)
 RAW, SCOPED = "raw nursery", "checkpoint and scope"
-SINGLE, GROUP = "one commit per write", "group-commit loop"
+UNGROUPED = "the same writes, a commit each"
+SINGLE, GROUP = "plain SQLite, a commit each", "plain SQLite, grouped"
 
 
 async def memory(rounds: int, scale: float) -> list[Figure]:
@@ -57,6 +58,7 @@ async def durable(rounds: int, scale: float, folder: Path) -> list[Figure]:
                 Contender(
                     _clients(count), tasks, partial(_ours.starts_and_waits, count, tasks, folder)
                 ),
+                Contender(UNGROUPED, few, partial(_ours.ungrouped, count, few, folder)),
                 Contender(SINGLE, few, partial(_baselines.commit_per_write, few, folder, mode)),
                 Contender(
                     GROUP, tasks, partial(_baselines.group_commit, count, tasks, folder, mode)

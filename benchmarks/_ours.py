@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
+from unittest import mock
 
 import trio
 
@@ -21,6 +22,7 @@ from trio_bgtasks import (
     TaskStatus,
     open_task_manager,
 )
+from trio_bgtasks.stores.sqlite import _engine
 
 from ._measure import by_clients
 
@@ -60,6 +62,12 @@ async def starts_and_waits(clients: int, tasks: int, path: Path | None) -> float
                 raise AssertionError(f"{ended.task_id} is {ended.status}: {ended.error}")
 
         return await by_clients(clients, tasks, one)
+
+
+async def ungrouped(clients: int, tasks: int, path: Path) -> float:
+    """Do the same with a commit for every write, and no pause for other processes in between."""
+    with mock.patch.multiple(_engine, _LARGEST_BATCH=1, _PAUSE_S=0):
+        return await starts_and_waits(clients, tasks, path)
 
 
 async def burst(tasks: int) -> float:
