@@ -10,8 +10,10 @@ import signal
 import sqlite3
 import sys
 import threading
+import time
 import warnings
 from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -464,6 +466,70 @@ async def test_a_commit_that_readers_hold_up_is_undone(
     other.close()
     assert tasks_in(sqlite._engine.path) == set()
     await scribe.start("a")
+
+
+@pytest.mark.usefixtures("rollback_journal")
+async def test_batches_whose_commits_readers_hold_up_share_one_wait(
+    sqlite: SqliteTaskStore, scribe: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits behind other batches is refused when they are, not a whole wait for each later."""
+    monkeypatch.setattr(_connection, "BUSY_S", 1.0)
+    monkeypatch.setattr(_engine, "_LARGEST_BATCH", 10)
+    other, refused = sqlite3.connect(sqlite._engine.path, isolation_level=None), list[str]()
+    other.execute("BEGIN")
+    other.execute("SELECT count(*) FROM tasks").fetchall()
+    with trio.fail_after(10):  # one by one the 20 batches would take 20 s
+        async with trio.open_nursery() as nursery:
+            for i in range(200):
+                nursery.start_soon(refused_as_busy, scribe, f"t{i}", refused)
+    assert len(refused) == 200
+    other.execute("COMMIT")
+    other.close()
+    await scribe.start("t")
+
+
+async def test_jobs_that_are_run_again_alone_share_one_wait(
+    sqlite: SqliteTaskStore, scribe: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process was faster after a full disk: all are refused when the first of them is."""
+    monkeypatch.setattr(_connection, "BUSY_S", 1.0)
+    other = sqlite3.connect(
+        sqlite._engine.path, isolation_level=None, timeout=PATIENCE_S, check_same_thread=False
+    )
+
+    def full(connection: sqlite3.Connection) -> None:
+        connection.execute("ROLLBACK")  # as a full disk makes SQLite do
+        other.execute("BEGIN IMMEDIATE")
+        raise sqlite3.OperationalError("database or disk is full")
+
+    calls: dict[str, Callable[[], Any]] = {"full": lambda: sqlite._engine.write(full)}
+    calls |= {f"t{i}": partial(scribe.start, f"t{i}") for i in range(20)}
+    began_at = time.monotonic()
+    results = await together(sqlite, calls)
+    assert time.monotonic() < began_at + 10  # one by one they would take 20 s
+    assert type(results.pop("full")) is TaskStoreError
+    assert {type(result) for result in results.values()} == {StoreBusy}
+    other.execute("COMMIT")
+    other.close()
+    await scribe.start("t")
+
+
+async def test_to_wait_for_our_own_batch_uses_up_no_patience(
+    sqlite: SqliteTaskStore, scribe: Hand
+) -> None:
+    """Who waited long behind a slow unit of work is not refused at the first busy moment."""
+    assert scribe.executor_id
+    seen = await statements(sqlite)
+    other = sqlite3.connect(sqlite._engine.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    answer: Future[outcome.Outcome[Any]] = Future()
+    long_ago = time.monotonic() - 100
+    sqlite._engine._put(_engine._Job(lambda _: 7, future=answer, asked_at=long_ago))
+    await until(lambda: answer.done() or seen.count("BEGIN IMMEDIATE") > 2)
+    other.execute("COMMIT")
+    other.close()
+    await until(answer.done)
+    assert answer.result().unwrap() == 7
 
 
 @pytest.mark.usefixtures("impatient", "rollback_journal")

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, TypeVar
 
@@ -219,14 +220,17 @@ def roll_back(connection: sqlite3.Connection) -> None:
         connection.execute("ROLLBACK")
 
 
-def while_busy(step: Callable[[], _T]) -> _T:
-    """Return ``step()``, repeated for `BUSY_S` while other connections keep the file busy."""
-    began_at = time.monotonic()
+def while_busy(step: Callable[[], _T], is_enough: Callable[[], bool] | None = None) -> _T:
+    """Return ``step()``, repeated while other connections keep the file busy.
+
+    For `BUSY_S`, or until ``is_enough`` says so, which is asked whenever the file was busy.
+    """
+    is_enough = is_enough or partial(is_overdue, time.monotonic())
     while True:
         try:
             return step()
         except sqlite3.OperationalError as error:
-            if not is_busy(error) or is_overdue(began_at):
+            if not is_busy(error) or is_enough():
                 raise
         pause()
 

@@ -5,7 +5,8 @@ inside the transaction of its batch, so its failure undoes it alone. Its caller 
 the commit:
 
 * cancelled while it waits its turn: the work is not done at all;
-* kept waiting by other processes for `BUSY_S`, whoever else waits: refused, nothing was done;
+* kept waiting by other processes for `BUSY_S`, whoever else waits: refused, nothing was done; a
+  commit that is kept waiting goes by the last caller of its batch;
 * once the thread has taken it, the caller waits for the real answer, cancelled or not;
 * an answer, a refusal too, is given only when what it was read from is durable.
 """
@@ -33,7 +34,6 @@ from ..._errors import StoreClosed, TaskStoreError
 from ._connection import (
     SQLITE_ERRORS,
     Synchronous,
-    begin,
     check_still_ours,
     file_identity,
     is_busy,
@@ -96,6 +96,7 @@ class Engine:
         self._lock = threading.Lock()  # guards every job's state, and `_closed` with the queue
         self._closed = False  # nothing more is taken
         self._drained = False  # the writing thread has seen the last job
+        self._busy_since: float | None = None  # other processes have let it commit nothing since
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(
             target=self._serve, args=(writer,), name=f"bgtasks-sqlite {path.name}", daemon=True
@@ -254,7 +255,7 @@ class Engine:
             check_still_ours(connection, self.path, self._identity)
         except BaseException as error:  # noqa: ASYNC103, BLE001
             busy = is_busy(error)
-            refused = self._take([j for j in batch if not busy or is_overdue(j.asked_at)])
+            refused = self._take([j for j in batch if not busy or self._is_enough([j])])
             _fail(connection, refused, error)
             _deliver(refused)
         else:
@@ -266,16 +267,38 @@ class Engine:
         taken = self._take(batch)
         alone: list[_Job] = []
         try:
-            alone = _run(connection, taken)
+            alone = self._run(connection, taken)
         except BaseException as error:  # noqa: ASYNC103, BLE001
             _fail(connection, taken, error)
         for job in alone:
             try:
-                begin(connection)
-                _run(connection, [job])
+                begin = partial(connection.execute, "BEGIN IMMEDIATE")
+                while_busy(begin, partial(self._is_enough, [job]))
+                check_still_ours(connection, self.path, self._identity)
+                self._run(connection, [job])
             except BaseException as error:  # noqa: ASYNC103, BLE001
                 _fail(connection, [job], error)
         _deliver(taken)
+
+    def _run(self, connection: sqlite3.Connection, jobs: list[_Job]) -> list[_Job]:
+        """Run ``jobs`` in the open transaction and commit; return those to be run again, alone.
+
+        A full disk or an I/O error makes SQLite undo the whole transaction: all but the job that
+        met it are innocent.
+        """
+        for job in jobs:
+            connection.execute("SAVEPOINT job")
+            try:
+                job.outcome = outcome.Value(job.work(connection))
+            except Exception as error:  # noqa: BLE001
+                job.outcome = outcome.Error(_ours(error))
+                if not connection.in_transaction:
+                    return [other for other in jobs if other is not job]
+                connection.execute("ROLLBACK TO job")
+            connection.execute("RELEASE job")
+        while_busy(partial(connection.execute, "COMMIT"), partial(self._is_enough, jobs))
+        self._busy_since = None
+        return []
 
     def _take(self, batch: list[_Job]) -> list[_Job]:
         with self._lock:
@@ -284,25 +307,14 @@ class Engine:
                 job.state = _State.TAKEN
         return taken
 
+    def _is_enough(self, jobs: list[_Job]) -> bool:
+        """Note that the file is busy; return whether that has kept all ``jobs`` waiting too long.
 
-def _run(connection: sqlite3.Connection, jobs: list[_Job]) -> list[_Job]:
-    """Run ``jobs`` in the open transaction and commit; return those to be run again, alone.
-
-    A full disk or an I/O error makes SQLite undo the whole transaction: all but the job that met
-    it are innocent.
-    """
-    for job in jobs:
-        connection.execute("SAVEPOINT job")
-        try:
-            job.outcome = outcome.Value(job.work(connection))
-        except Exception as error:  # noqa: BLE001
-            job.outcome = outcome.Error(_ours(error))
-            if not connection.in_transaction:
-                return [other for other in jobs if other is not job]
-            connection.execute("ROLLBACK TO job")
-        connection.execute("RELEASE job")
-    while_busy(lambda: connection.execute("COMMIT"))
-    return []
+        What they waited before, for our own batches, does not count.
+        """
+        if self._busy_since is None:
+            self._busy_since = time.monotonic()
+        return all(is_overdue(max(job.asked_at, self._busy_since)) for job in jobs)
 
 
 def _fail(connection: sqlite3.Connection, jobs: list[_Job], error: BaseException) -> None:
