@@ -92,6 +92,22 @@ def test_a_plain_table_is_aligned() -> None:
     assert attrs.evolve(grid, header=False).plain() == "12345  x\n1      yy"
 
 
+@pytest.mark.parametrize("width", [30, 12, 5])
+def test_what_is_wrapped_is_never_cut(width: int) -> None:
+    """A narrow terminal shows all of it, over as many lines as that takes, none too long."""
+    value = f"one two {'x' * 40}"
+    grid = Grid(("field", "value"), [("corrupt", value)], wrapped=("value",), header=False)
+    console = Console(width=width, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(grid.rich(width))
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= width
+    shown = "".join("".join(lines).split())
+    assert shown.startswith("corrupt"[:width])
+    assert shown.count("x") == 40
+    assert shown.replace("corrupt", "").startswith("onetwo")
+
+
 def _task(name: str, status: TaskStatus = TaskStatus.RUNNING, **more: Any) -> OwnedTask:
     summary = TaskSummary(name, "shell", "d", status, 1000, **more)
     return OwnedTask("me", summary, 1000)

@@ -17,7 +17,7 @@ from .._records import ref_to_json
 from ._text import moment, one_line, size, span
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Group, OverflowMethod
     from rich.table import Table
 
 _BRIEF = 200  # characters of a cell in a table of tasks; `show` has all of them
@@ -38,7 +38,8 @@ class Grid:
 
     Where a terminal is too narrow, ``cut`` columns are shortened and ``wrapped`` ones take several
     lines; the others, ids among them, stay whole. Where that is not enough either, each row takes
-    two lines: its first cell, and as much of the others as there is room for.
+    two lines: its first cell, and as much of the others as there is room for, or with ``wrapped``
+    columns all of them, over several lines.
     """
 
     columns: Sequence[str]
@@ -97,10 +98,12 @@ class Grid:
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         # What may be cut is cut first, at the end of the line.
         order = sorted(range(1, len(widths)), key=lambda n: self.columns[n] in self.cut)
+        folds = bool(self.wrapped)
+        overflow: OverflowMethod = "fold" if folds else "ellipsis"
         shown: list[Text] = []
         for line in lines:
             bold = "bold" if line is self.columns else ""
-            rest = Text("", style=bold, no_wrap=True, overflow="ellipsis")
+            rest = Text("", style=bold, no_wrap=not folds, overflow=overflow)
             for n in order:
                 whole = self.columns[n] not in self.cut
                 rest.append("  ")
