@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from trio_bgtasks import (
     BackgroundCapable,
     BackgroundTaskManager,
     Stopped,
+    StoreBusy,
     TaskNotStopped,
     TaskResult,
     TaskStatus,
@@ -276,6 +279,58 @@ async def test_what_the_summary_announced_is_no_news_any_more(cli: Cli) -> None:
 async def _notices(cli: Cli) -> list[int]:
     async with SqliteTaskStore.open(cli.db) as store:
         return [len(await store.notices(owner)) for owner in ("cli", "bob")]
+
+
+async def test_notices_that_stay_are_a_warning(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit code is that of the tasks, also where a busy file keeps their notices."""
+
+    async def busy(_: BackgroundTaskManager, owner: str) -> list[TaskSummary]:
+        raise StoreBusy(f"no notices for {owner}")
+
+    monkeypatch.setattr(BackgroundTaskManager, "take_notices", busy)
+    code = await _run.run(Session(cli.db, json=True), ["true"], owner="cli", resumable=False)
+
+    out, errors = capsys.readouterr()
+    assert code == 0
+    assert [task["status"] for task in json.loads(out)["tasks"]] == ["completed"]
+    text = "warning: the notices of owner cli stay: no notices for cli"
+    assert errors == f"trio-bgtasks: {text}\n"
+    assert await _notices(cli) == [1, 0]
+
+
+async def test_ends_that_cannot_be_read_back_cost_no_summary(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A busy file after an interrupt: each task is shown as it was known last, with a warning."""
+    opened = Session.manager
+    stop = trio.CancelScope()
+
+    @asynccontextmanager
+    async def once(
+        session: Session, *, create: bool = False
+    ) -> AsyncGenerator[BackgroundTaskManager, None]:
+        if stop.cancel_called:
+            raise StoreBusy("busy")
+        async with opened(session, create=create) as manager:
+            yield manager
+
+    async def interrupted(*_: object) -> None:
+        stop.cancel()
+
+    monkeypatch.setattr(Session, "manager", once)
+    monkeypatch.setattr(_run, "_watch", interrupted)
+    with stop:
+        await _run.run(Session(cli.db, json=True), ["sleep 1000"], owner="cli", resumable=False)
+
+    out, errors = capsys.readouterr()
+    assert stop.cancelled_caught
+    assert [task["status"] for task in json.loads(out)["tasks"]] == ["running"]
+    assert errors.splitlines() == [
+        "trio-bgtasks: stopping",
+        "trio-bgtasks: warning: how the tasks ended could not be read: busy",
+    ]
 
 
 @pytest.mark.parametrize("bad", ["", os.fsdecode(b"echo \xff")])

@@ -1,7 +1,10 @@
 """The command line itself: usage, errors, and where the database is."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sqlite3
@@ -14,8 +17,9 @@ import pytest
 import trio
 
 from tests.cli.command import PROGRAM, Cli, environment
+from trio_bgtasks import StoreBusy
 from trio_bgtasks.cli import main
-from trio_bgtasks.cli._session import database
+from trio_bgtasks.cli._session import Session, _serve, database
 from trio_bgtasks.stores.sqlite import SqliteTaskStore
 
 
@@ -239,6 +243,29 @@ async def test_a_file_is_no_folder(cli: Cli, tmp_path: Path) -> None:
     done = await cli("ls", "--db", str(below))
     assert done.errors == f"trio-bgtasks: there is no database at {below}\n"
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_the_exit_code_is_the_signals_though_the_clean_up_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int, code: int
+) -> None:
+    """What went wrong after the signal is one line; only a reader that has gone goes first."""
+    errors: list[Exception] = [StoreBusy("busy"), OSError("full"), BrokenPipeError()]
+
+    async def command(_: Session) -> int:
+        os.kill(os.getpid(), number)
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise errors.pop(0)
+
+    session = Session(tmp_path / "tasks.db", json=False)
+    for line in ("busy", "OSError: full"):
+        assert await _serve(command, session) == code
+        assert capsys.readouterr().err == f"trio-bgtasks: {line}\n"
+    with pytest.raises(BrokenPipeError):
+        await _serve(command, session)
+    assert capsys.readouterr().err == ""
 
 
 def test_an_interrupt_before_the_command_listens(monkeypatch: pytest.MonkeyPatch) -> None:

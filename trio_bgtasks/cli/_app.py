@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import attrs
 from cyclopts import App, CycloptsError, Parameter
 
-from .. import InvalidArguments, TaskError, ToolError, UnknownTask
+from .. import InvalidArguments, UnknownTask
 from .._json import check_id
-from ._session import OWNER, Command, CommandError, Exit, UsageError, complain, execute
+from ._session import OWNER, Command, Exit, UsageError, complain, execute, said
 
 # Each command loads what it needs when it runs: most of them only look, and are to be quick.
 # ruff: noqa: PLC0415
@@ -221,7 +221,7 @@ def run_app(tokens: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.OTHER
     except Exception as error:  # noqa: BLE001 - whatever it is, it is said in one line
-        complain(_said(error))
+        complain(str(error) if isinstance(error, CycloptsError) else said(error))
         return _code_of(error)
     return Exit.COMPLETED if code is None else code
 
@@ -237,12 +237,6 @@ def _command_first(tokens: Sequence[str]) -> list[str]:
 
 
 _ALONE = ("--", "--help", "-h", "--version")
-
-
-def _said(error: Exception) -> str:
-    if isinstance(error, CycloptsError | TaskError | ToolError | CommandError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
 
 
 def _code_of(error: Exception) -> Exit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import attrs
@@ -14,6 +15,7 @@ from .. import (
     BackgroundCapable,
     BackgroundExecutable,
     BackgroundTaskManager,
+    TaskError,
     TaskNotResumable,
     TaskNotStopped,
     TaskRecord,
@@ -126,7 +128,6 @@ async def _see_through(
 ) -> int:
     """Start tasks, watch them to their ends, print how they ended, however this is ended."""
     begun: list[_Begun] = []
-    tasks: list[OwnedTask] = []
     try:
         async with session.manager(create=create) as manager:
             try:
@@ -136,12 +137,14 @@ async def _see_through(
             finally:
                 if not _all_ended(begun):
                     complain("stopping")
+                else:
+                    with trio.CancelScope(shield=True):
+                        await _announce(session, manager, begun)
     finally:
-        with trio.CancelScope(shield=True):
-            tasks += await _ends(session, begun)
-            _summarise(session, tasks)
-            await _announced(session, tasks)
-    return exit_code(tasks)
+        if not _all_ended(begun):
+            with trio.CancelScope(shield=True):
+                await _read_back(session, begun)
+    return exit_code([each.task for each in begun])
 
 
 async def _watch(session: Session, manager: BackgroundTaskManager, begun: list[_Begun]) -> None:
@@ -205,16 +208,40 @@ async def _last_line(manager: BackgroundTaskManager, begun: _Begun) -> str:
 # ---- the summary ---------------------------------------------------------------------------------
 
 
-async def _ends(session: Session, begun: list[_Begun]) -> list[OwnedTask]:
-    """Return how the tasks ended; those whose end was not waited for are read back."""
-    if not _all_ended(begun):
-        async with session.manager() as manager:
+async def _read_back(session: Session, begun: list[_Begun]) -> None:
+    """Announce how tasks ended whose end was not waited for.
+
+    Where that cannot be read they are shown as they were known last, with a warning.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            manager = await stack.enter_async_context(session.manager())
             for each in begun:
                 await _look(manager, each)
-    return [each.task for each in begun]
+        except (TaskError, CommandError) as error:
+            complain(f"warning: how the tasks ended could not be read: {error}")
+            _summarise(session, begun)
+        else:
+            await _announce(session, manager, begun)
 
 
-def _summarise(session: Session, tasks: list[OwnedTask]) -> None:
+async def _announce(session: Session, manager: BackgroundTaskManager, begun: list[_Begun]) -> None:
+    """Print how the tasks ended; that done, acknowledge the notices of the command's own owner.
+
+    Those of another owner may be meant for a program. One that cannot be acknowledged says nothing
+    of the tasks: it is a warning.
+    """
+    _summarise(session, begun)
+    if not any(each.task.owner_thread_id == OWNER for each in begun):
+        return
+    try:
+        await forget_notices(manager)
+    except TaskError as error:
+        complain(f"warning: the notices of owner {OWNER} stay: {error}")
+
+
+def _summarise(session: Session, begun: list[_Begun]) -> None:
+    tasks = [each.task for each in begun]
     if not tasks:
         return  # the first one could not be started
     if session.json:
@@ -229,13 +256,3 @@ def _summarise(session: Session, tasks: list[OwnedTask]) -> None:
     if again:
         where = ["--db", shlex.quote(str(session.db.absolute()))] if session.db_named else []
         say(one_line(f"to go on: trio-bgtasks resume {' '.join([*where, *again])}"))
-
-
-async def _announced(session: Session, tasks: list[OwnedTask]) -> None:
-    """Acknowledge the notices of the command's own tasks: the summary has announced them.
-
-    Those of another owner may be meant for a program.
-    """
-    if any(task.owner_thread_id == OWNER for task in tasks):
-        async with session.manager() as manager:
-            await forget_notices(manager)

@@ -19,9 +19,11 @@ from .. import (
     BackgroundTaskManager,
     ManagerConfig,
     SqliteTaskStore,
+    TaskError,
     TaskRecord,
     TaskStatus,
     TaskSummary,
+    ToolError,
     UnknownTask,
     open_task_manager,
 )
@@ -103,7 +105,8 @@ def execute(
 ) -> int:
     """Run ``command`` to its end, or to the first SIGINT or SIGTERM; return the exit code.
 
-    A signal cancels the command, which then cleans up; further ones change nothing.
+    A signal cancels the command, which then cleans up; further ones change nothing. An error of
+    the clean-up is said, and the exit code is the signal's all the same.
     """
     _log_to_stderr(log_level)
     session = Session(database(db), json, db_named=db is not None)
@@ -131,7 +134,11 @@ async def _serve(command: Command, session: Session) -> int:
                 failure = error
             nursery.cancel_scope.cancel()
     if failure is not None:
-        raise leaves(failure)[0]  # a command's nursery wraps it in a group
+        cause = leaves(failure)[0]  # a command's nursery wraps it in a group
+        if not first or isinstance(cause, BrokenPipeError):
+            raise cause
+        complain(said(cause))
+        return Exit.SIGNAL + first[0]
     return Exit.SIGNAL + first[0] if scope.cancelled_caught else code
 
 
@@ -151,6 +158,13 @@ def _log_to_stderr(level: int) -> None:
 def complain(text: str) -> None:
     """Print one line to standard error."""
     print(f"trio-bgtasks: {one_line(text)}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def said(error: BaseException) -> str:
+    """Return what to say of an error; one that is none of ours is named with its kind."""
+    if isinstance(error, TaskError | ToolError | CommandError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 # ---- tasks ---------------------------------------------------------------------------------------
