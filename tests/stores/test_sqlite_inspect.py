@@ -105,3 +105,36 @@ async def test_a_look_can_be_cancelled(
         monkeypatch.setattr(_inspect, "_executor_state", cancelled_here)
         await inspect_file(sqlite._engine.path)
     assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "why"),
+    [
+        ("task_id = CAST(x'ff' AS TEXT)", r"b'\xff'", "notice 1: task_id: not UTF-8"),
+        ("owner_thread_id = CAST(x'ff' AS TEXT)", "t", "notice 1: owner_thread_id: not UTF-8"),
+        ("summary = '[]'", "t", 'notice 1: record: [] is not of type "object"'),
+    ],
+    ids=["id", "owner", "shape"],
+)
+async def test_a_damaged_notice_is_named(
+    sqlite: SqliteTaskStore, scribe: Hand, damage: str, name: str, why: str
+) -> None:
+    """By its number and its task, as text, whatever is damaged in it."""
+    await scribe.start("t")
+    await scribe.end("t")
+    with closing(sqlite3.connect(sqlite._engine.path, isolation_level=None)) as connection:
+        connection.execute(f"UPDATE notices SET {damage}")
+    report = await inspect_file(sqlite._engine.path)
+    assert [(error.task_id, error.why) for error in report.corrupt] == [(name, why)]
+
+
+async def test_an_executor_with_a_damaged_id_is_shown_as_text(
+    sqlite: SqliteTaskStore, scribe: Hand
+) -> None:
+    """Its id is what can be shown of it; what it runs is still counted as its own."""
+    await scribe.start("t")
+    with closing(sqlite3.connect(sqlite._engine.path, isolation_level=None)) as connection:
+        for table in ("executors", "tasks"):
+            connection.execute(f"UPDATE {table} SET executor_id = CAST(x'ff' AS TEXT)")
+    report = await inspect_file(sqlite._engine.path)
+    assert [(e.executor_id, e.running_tasks) for e in report.executors] == [(r"b'\xff'", 1)]

@@ -111,7 +111,7 @@ def _look(connection: sqlite3.Connection, path: Path) -> StoreReport:
         report,
         executors=[
             ExecutorReport(
-                row.executor_id,
+                str(row.executor_id),  # damaged text is bytes
                 row.pid,
                 row.executor_id in alive,
                 row.registered_at_ms,
@@ -189,7 +189,7 @@ def _corrupt_records(connection: sqlite3.Connection, *, after: int) -> _Page:
 
 def _corrupt_notices(connection: sqlite3.Connection, *, after: int) -> _Page:
     rows = connection.execute(
-        "SELECT notice_id, task_id, summary FROM notices WHERE notice_id > ? "
+        "SELECT notice_id, task_id, owner_thread_id, summary FROM notices WHERE notice_id > ? "
         "ORDER BY notice_id LIMIT ?",
         (after, _PAGE),
     ).fetchall()
@@ -197,10 +197,16 @@ def _corrupt_notices(connection: sqlite3.Connection, *, after: int) -> _Page:
     return found, rows[-1][0] if rows else None
 
 
-def _to_summary(row: tuple[int, str, str]) -> None:
-    notice_id, task_id, text = row
+def _to_summary(row: tuple[int, Any, Any, Any]) -> None:
+    notice_id, *texts = row
+    task_id = str(texts[0])
+    for name, text in zip(("task_id", "owner_thread_id", "summary"), texts, strict=True):
+        if isinstance(text, bytes):
+            raise CorruptRecord(task_id, f"notice {notice_id}: {name}: not UTF-8")
     try:
-        summary_from_json(task_id, parse_json(text))
+        summary_from_json(task_id, parse_json(texts[-1]))
+    except CorruptRecord as error:
+        raise CorruptRecord(task_id, f"notice {notice_id}: {error.why}") from error
     except ValueError as error:
         raise CorruptRecord(task_id, f"notice {notice_id}: {error}") from error
 
