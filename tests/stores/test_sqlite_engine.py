@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -810,6 +810,54 @@ async def test_nothing_is_acknowledged_that_nobody_will_find(
         results = await at_once({"u": lambda: hand.start("u"), "v": lambda: hand.start("v")})
         assert [type(result) for result in results.values()] == [TaskStoreError] * 2
         assert "was removed or replaced" in str(results["u"])
+
+
+async def test_nothing_is_read_that_others_do_not_find(tmp_path: Path) -> None:
+    """A replaced file is read no more, by a connection to the old one or to the new one."""
+    path, other = tmp_path / "tasks.db", tmp_path / "other.db"
+    async with SqliteTaskStore.open(other):
+        pass
+    async with SqliteTaskStore.open(path) as store:
+        assert await store.load("t") is None  # by a connection that is kept
+        other.rename(path)
+        for _ in range(2):
+            with pytest.raises(TaskStoreError, match="was removed or replaced"):
+                await store.load("t")
+
+
+async def test_nothing_is_read_that_a_newer_version_has_migrated(sqlite: SqliteTaskStore) -> None:
+    """A store that was open before does not misread tables that it does not know."""
+    assert await sqlite.load("t") is None
+    with closing(sqlite3.connect(sqlite._engine.path, isolation_level=None)) as other:
+        other.execute("PRAGMA user_version = 1000")
+        with pytest.raises(SchemaTooNew, match="version is 1000"):
+            await sqlite.load("t")
+        other.execute("PRAGMA user_version = 1")
+    assert await sqlite.load("t") is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [(NotADirectoryError, "was removed or replaced"), (PermissionError, "cannot be looked for")],
+)
+async def test_a_file_that_cannot_be_looked_for_is_a_store_error(
+    sqlite: SqliteTaskStore,
+    scribe: Hand,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[OSError],
+    why: str,
+) -> None:
+    """Its folder was taken away or closed: reads and writes say so, with the path."""
+
+    def fails(_: Path) -> tuple[int, int]:
+        raise kind(1, "no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_connection, "file_identity", fails)
+        for call in (partial(sqlite.load, "t"), partial(scribe.start, "t")):
+            with pytest.raises(TaskStoreError, match=rf"tasks\.db {why}"):
+                await call()
+    await scribe.start("t")
 
 
 async def test_a_file_that_a_newer_version_has_migrated_is_left_alone(

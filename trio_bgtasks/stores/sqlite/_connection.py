@@ -185,16 +185,18 @@ def file_identity(path: Path) -> tuple[int, int]:
 
 
 def check_still_ours(connection: sqlite3.Connection, path: Path, identity: tuple[int, int]) -> None:
-    """Look, inside a write transaction, whether what it writes will be found at ``path``.
+    """Look, inside a transaction, whether what it reads or writes is what is found at ``path``.
 
     Raises:
         SchemaTooNew: a newer version of this library has migrated the file meanwhile.
-        TaskStoreError: the file was removed or replaced.
+        TaskStoreError: the file was removed or replaced, or cannot be looked for.
     """
     try:
         moved = file_identity(path) != identity
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         moved = True
+    except OSError as error:
+        raise TaskStoreError(f"{path} cannot be looked for: {error.strerror}") from error
     if moved:
         raise TaskStoreError(f"{path} was removed or replaced while it was open: open it anew")
     check_header(connection)

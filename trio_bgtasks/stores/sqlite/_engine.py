@@ -202,7 +202,7 @@ class Engine:
             connection = self._idle_readers.pop() if self._idle_readers else None
         try:
             connection = connection or open_reader(self.path)
-            result = while_busy(partial(view, connection, work))
+            result = while_busy(partial(view, connection, partial(self._look, work)))
         except BaseException as error:
             if connection is not None:
                 connection.close()  # whatever is wrong with it, the next reader shall not meet it
@@ -215,6 +215,10 @@ class Engine:
                 return result
         connection.close()
         return result
+
+    def _look(self, work: _Work[_T], connection: sqlite3.Connection) -> _T:
+        check_still_ours(connection, self.path, self._identity)
+        return work(connection)
 
     # ---- the writing thread -------------------------------------------------------------------
 
