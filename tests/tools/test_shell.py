@@ -183,6 +183,8 @@ async def test_a_lost_keeper_is_a_failure(shell: Shell, caplog: pytest.LogCaptur
     (warning,) = [record for record in caplog.records if record.name == "trio_bgtasks.tools"]
     assert warning.levelname == "WARNING"
     assert task_id in warning.getMessage()
+    fields = {name: vars(warning)[name] for name in ("task_id", "owner_thread_id", "attempt")}
+    assert fields == {"task_id": task_id, "owner_thread_id": OWNER, "attempt": 1}
 
 
 async def test_a_lost_keeper_is_told_of_a_cancelled_task_too(shell: Shell, marked: Marked) -> None:

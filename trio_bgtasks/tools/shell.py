@@ -165,7 +165,12 @@ class ShellTool(BackgroundExecutable[None]):
             end, problem = CommandEnd(duration_s=trio.current_time() - started), str(error)
         except KeeperLost as error:
             end, problem = error.end, str(error)
-            log.warning("task %s: %s", task_id, problem)
+            extra = {
+                "task_id": task_id,
+                "owner_thread_id": execution.owner_thread_id,
+                "attempt": execution.attempt,
+            }
+            log.warning("task %s: %s", task_id, problem, extra=extra)
         value = _shown(end, truncated=written > execution.output_limit)
         return Success(value) if problem is None else Failed(problem, value)
 
