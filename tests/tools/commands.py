@@ -1,4 +1,7 @@
-"""Commands whose processes are hard to find or to end. Each prints ``ready`` when it is so."""
+"""Commands whose processes are hard to find or to end. Each prints ``ready`` when it is so.
+
+And keepers in hard conditions.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,20 @@ import shlex
 import sys
 import textwrap
 
+from trio_bgtasks.tools import _keeper
+
 
 def python(code: str) -> str:
     """A shell command that runs Python code."""
     return shlex.join([sys.executable, "-I", "-S", "-u", "-c", textwrap.dedent(code)])
+
+
+def changed(code: str) -> list[str]:
+    """The keeper, in a Python that some code has changed before."""
+    modules = "import ctypes, errno, os, runpy, select, signal, sys, time"
+    start = "del sys.argv[0]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    code = f"{modules}\n{textwrap.dedent(code)}\n{start}"
+    return [sys.executable, "-I", "-S", "-c", code, _keeper.__file__]
 
 
 _IGNORES_TERM = python("""

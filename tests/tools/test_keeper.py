@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,21 +16,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.processes import PATIENCE_S, Marked, lock_is_free, process_state
-from tests.tools.commands import HARD_TO_END, python
+from tests.tools.commands import HARD_TO_END, changed, python
 from trio_bgtasks.tools import _keeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 KEEPER = [sys.executable, "-I", "-S", _keeper.__file__]
-
-
-def changed(code: str) -> list[str]:
-    """The same program, in a Python that some code has changed before."""
-    modules = "import ctypes, errno, os, runpy, select, signal, sys, time"
-    start = "del sys.argv[0]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
-    code = f"{modules}\n{textwrap.dedent(code)}\n{start}"
-    return [sys.executable, "-I", "-S", "-c", code, _keeper.__file__]
 
 
 # On a system without child subreapers; on one where nobody has mounted /proc.
@@ -180,6 +171,25 @@ def test_tells_the_leaders_end_before_that_of_all(
     assert driver.process.poll() is None
     go_on.touch()
     assert told.read() == b"done\n"
+
+
+def test_tells_the_leaders_end_once(keep: Callable[..., Driver]) -> None:
+    """A later process of the command that gets the leader's number does not change its status."""
+    same_number = changed("""
+        leader = 0
+
+        def waitpid(pid, options, real=os.waitpid):
+            global leader
+            ended, status = real(pid, options)
+            leader = leader or ended
+            return ended and leader, status
+
+        os.waitpid = waitpid
+    """)
+    command = "(while kill -0 $$ 2>&-; do sleep 0.02; done; exit 7) & exit 4"
+    told = keep(command, program=same_number).channel.makefile("rb")
+    assert told.readline().startswith(b"pid ")
+    assert told.read() == b"status 4\ndone\n"
 
 
 GROUP_ONLY = ["plain", "pipeline", "shell ignores TERM", "python ignores TERM", "stopped"]

@@ -20,7 +20,7 @@ import trio
 import trio.testing
 
 from tests.processes import PATIENCE_S, Marked, descriptors, lock_is_free, process_state, until
-from tests.tools.commands import HARD_TO_END, LOSES_ITS_KEEPER, python
+from tests.tools.commands import HARD_TO_END, LOSES_ITS_KEEPER, changed, python
 from trio_bgtasks.tools import _process
 from trio_bgtasks.tools._process import CommandEnd, CommandNotStarted, KeeperLost, run_command
 
@@ -390,15 +390,16 @@ async def test_a_slow_reader_holds_the_command_up() -> None:
     assert not stuck.waited_for
 
 
-async def test_an_error_of_the_reader_ends_the_command() -> None:
+@pytest.mark.parametrize("error", [ValueError("full"), SystemExit("full")])
+async def test_an_error_of_the_reader_ends_the_command(error: BaseException) -> None:
     """What `on_output` raises is raised, as it is, when nothing of the command is left."""
 
     async def refuse(_text: str) -> None:
         await trio.lowlevel.checkpoint()
-        raise ValueError("full")
+        raise error
 
     command = "yes | cat & trap '' TERM; echo hi; while :; do echo ha; sleep 0.05; done"
-    with pytest.raises(ValueError, match="full"):
+    with pytest.raises(type(error), match="full"):
         await run(command, refuse)
 
 
@@ -530,8 +531,19 @@ async def test_an_error_of_the_reader_in_the_grace_period(marked: Marked) -> Non
         nursery.cancel_scope.cancel()
 
 
-async def test_a_stopped_keeper_obeys(marked: Marked) -> None:
-    """A command that stops its keeper can still be ended."""
+@pytest.mark.parametrize(
+    "command",
+    ["kill -STOP $PPID; sleep 1000", "trap 'kill -STOP $PPID; exit' TERM; sleep 1000 & wait"],
+    ids=["before", "when told to end"],
+)
+async def test_a_stopped_keeper_obeys(
+    monkeypatch: pytest.MonkeyPatch, marked: Marked, command: str
+) -> None:
+    """A command that stops its keeper, whenever it does, can still be ended.
+
+    Also where the end of the thread that forked the keeper does not continue it by chance.
+    """
+    monkeypatch.setattr(_process, "_KEEPER", changed("sys.platform = 'elsewhere'"))
     rescued: list[int] = []
 
     async def rescue() -> None:
@@ -542,7 +554,7 @@ async def test_a_stopped_keeper_obeys(marked: Marked) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(rescue)
-        end = await run("kill -STOP $PPID; sleep 1000", timeout_s=0.5)
+        end = await run(command, timeout_s=0.5)
         nursery.cancel_scope.cancel()
     assert end.timed_out
     assert not rescued
@@ -603,6 +615,25 @@ async def test_a_killed_keeper_is_noticed(marked: Marked) -> None:
     """When the keeper is killed with -9, the rest of the command's process group is killed too."""
     with pytest.raises(KeeperLost, match="killed from outside"):
         await run("sleep 1000 & sleep 1000 | sleep 1000 & kill -9 $PPID; sleep 1000")
+    await until(lambda: not marked.alive())
+
+
+async def test_a_keeper_killed_as_soon_as_the_command_runs(
+    monkeypatch: pytest.MonkeyPatch, marked: Marked
+) -> None:
+    """A command that ran was started, also if its keeper was killed before it could do anything."""
+    slow = changed("""
+        def fork(real=os.fork):
+            leader = real()
+            if leader != 0:
+                signal.pause()
+            return leader
+
+        os.fork = fork
+    """)
+    monkeypatch.setattr(_process, "_KEEPER", slow)
+    with pytest.raises(KeeperLost):
+        await run("sleep 1000 & kill -9 $PPID; sleep 1000")
     await until(lambda: not marked.alive())
 
 

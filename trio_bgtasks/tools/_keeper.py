@@ -9,7 +9,8 @@ Use: ``python -I -S _keeper.py GRACE_S SPEC_SIZE LOCK_FDS`` (the last one joined
 * descriptor 0: one end of a stream socket pair, the *channel*. The runtime first sends the *spec*,
   SPEC_SIZE bytes: cwd, shell, command and every NAME=VALUE of the environment, joined by NUL. Its
   end of file afterwards, however it came about, is the order to end the command. The keeper answers
-  with lines: ``pid N`` (the command's leader was forked), ``error TEXT`` (it could not be started),
+  with lines: ``pid N`` (the command's leader, which says so itself, before anything of the command
+  runs), ``error TEXT`` (it could not be started),
   ``status N`` (the leader has ended and its number is free for others: its exit code, or minus the
   signal that killed it), ``done`` (all have ended).
 * descriptors 1 and 2: where the command's output goes.
@@ -65,6 +66,7 @@ class Command:
 
     def __init__(self, channel: int) -> None:
         self.leader = 0
+        self._status_told = False
         self._channel = channel
         self._subreaper = os.path.exists("/proc/self/stat") and prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._wakeup, on_signal = os.pipe()
@@ -74,7 +76,9 @@ class Command:
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
 
     def start(self, spec: list[bytes]) -> None:
-        """Fork the leader; if it cannot become the shell, it says so in the channel.
+        """Fork the leader; it tells its number, and if it cannot become the shell, why.
+
+        The keeper could be killed by the command before it had told the number.
 
         Signals are blocked across the fork, so that none is lost between "ignored", as here, and
         "default", as the command shall have it. What the runtime had blocked is unblocked.
@@ -91,6 +95,7 @@ class Command:
             os.setsid()
             if prctl(PR_SET_PDEATHSIG, signal.SIGKILL) and os.getppid() != keeper:
                 os._exit(127)  # it died before that call
+            tell(self._channel, f"pid {os.getpid()}")
             for number in (*IGNORED, signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores the last two
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -117,7 +122,8 @@ class Command:
                 return not self._subreaper and group_lives(self.leader)
             if pid == 0:
                 return True
-            if pid == self.leader:
+            if pid == self.leader and not self._status_told:  # later, the number is another's
+                self._status_told = True
                 tell(self._channel, f"status {os.waitstatus_to_exitcode(status)}")
 
     def wait(self) -> bool:
@@ -319,7 +325,6 @@ def main(grace_s: float, spec_size: int, lock_fds: list[int]) -> None:
     except OSError as error:
         tell(channel, f"error fork: {error.strerror}")
         return
-    tell(channel, f"pid {command.leader}")
     if command.wait():
         command.end(grace_s)
     tell(channel, "done")

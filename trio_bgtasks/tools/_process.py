@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _KEEPER = (sys.executable, "-I", "-S", str(Path(__file__).with_name("_keeper.py")))
 _PIECE_BYTES = 64 * 1024
+_CONTINUE_S = 0.5
 _SHOWN = 100
 
 _channels: weakref.WeakSet[socket.socket] = weakref.WeakSet()
@@ -118,7 +119,7 @@ async def run_command(
     Raises:
         CommandNotStarted: nothing was run.
         KeeperLost: the keeper was killed from outside; also when this was cancelled.
-        Exception: whatever ``on_output`` raised; the command was ended.
+        BaseException: whatever ``on_output`` raised; the command was ended.
     """
     spec = command_spec(command, shell, cwd, env)
     with contextlib.ExitStack() as descriptors:
@@ -224,6 +225,7 @@ class _Keeper:
         self._selector = selector
         self._selector.register(channel, selectors.EVENT_READ)
         self._selector.register(output, selectors.EVENT_READ)
+        self._ending = False
         self._gone = False  # or about to go
         self._unread = 0  # bytes in the output pipe when the keeper had gone
         self._lines = b""
@@ -320,7 +322,10 @@ class _Keeper:
     async def _receive(self) -> bytes:
         """The next piece of output; b"" once the keeper has gone and everything was read."""
         while not self._gone:
-            await trio.lowlevel.wait_readable(self._selector.fileno())
+            if self._ending:  # a stopped keeper could not obey, and may be stopped again
+                self._process.send_signal(signal.SIGCONT)
+            with trio.move_on_after(_CONTINUE_S if self._ending else float("inf")):
+                await trio.lowlevel.wait_readable(self._selector.fileno())
             ready = self._ready()
             if self._channel in ready:
                 self._listen()
@@ -353,7 +358,9 @@ class _Keeper:
             return
         try:
             await on_output(text.replace("\0", "\N{REPLACEMENT CHARACTER}"))
-        except Exception:
+        except (trio.Cancelled, KeyboardInterrupt):  # the next text may be taken
+            raise
+        except BaseException:
             self._deaf = True
             raise
 
@@ -362,7 +369,7 @@ class _Keeper:
         if not self._gone:
             with contextlib.suppress(OSError):  # it goes at this moment
                 self._channel.shutdown(socket.SHUT_WR)
-            self._process.send_signal(signal.SIGCONT)  # a stopped keeper could not obey
+            self._ending = True
 
     def _report(self) -> dict[str, str]:
         lines = self._lines.decode("utf-8", "replace").splitlines()
