@@ -210,6 +210,9 @@ class BackgroundTaskManager:
     async def cancel_tree(self, owner_thread_id: str, task_id: str) -> CancelledTree:
         """Cancel a task of this owner and everything below it, whoever owns that.
 
+        Once begun it goes on to its end, also when its caller is cancelled: no tree is left half
+        cancelled.
+
         Raises as `cancel` does; `TaskNotRunning` when nothing in the tree runs or is stopped.
         """
         return await self._canceller.cancel_tree(await self._root(owner_thread_id, task_id))
@@ -534,10 +537,12 @@ class _Opened(AbstractAsyncContextManager[BackgroundTaskManager]):
         self._manager = manager
         self._context = manager._services.serve()  # pyright: ignore[reportPrivateUsage]
 
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> BackgroundTaskManager:
         await self._context.__aenter__()
         return self._manager
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self,
         kind: type[BaseException] | None,

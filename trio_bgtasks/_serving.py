@@ -41,20 +41,25 @@ class Services:
     async def serve(self) -> AsyncGenerator[None, None]:
         """Run the services in a task beside the block, shielded once it is open; close in order."""
         failure: BaseException | None = None
-        closing = trio.Event()
+        opened, closing = trio.Event(), trio.Event()
         try:
             with trio.CancelScope() as block:
                 async with trio.open_nursery() as nursery:
-                    await nursery.start(self._supervise, closing, block.cancel)
+                    # Not by `start`: a Ctrl-C there may leave it started, with nobody to close it.
+                    nursery.start_soon(self._supervise, opened, closing, block.cancel)
                     try:
+                        await opened.wait()
                         yield
                     except BaseException as error:  # noqa: ASYNC103, BLE001 - raised again below
                         failure = error
+                        if not opened.is_set():
+                            nursery.cancel_scope.cancel()
                     closing.set()
                     self._begin_closing()
         except BaseExceptionGroup as group:
             # Opening failed, or Ctrl-C came while we were closing: a nursery wraps it.
-            failure = leaves(group)[0]
+            found = [leaf for leaf in leaves(group) if not isinstance(leaf, trio.Cancelled)]
+            failure = found[0] if found else failure or leaves(group)[0]
         unsaved = self._unsaved()
         if self._supervisor.interrupted is not None:
             raise self._supervisor.interrupted
@@ -73,11 +78,7 @@ class Services:
         return error
 
     async def _supervise(
-        self,
-        closing: trio.Event,
-        interrupt: Callable[[], None],
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+        self, opened: trio.Event, closing: trio.Event, interrupt: Callable[[], None]
     ) -> None:
         over = trio.Event()
         with trio.CancelScope() as shield:
@@ -90,7 +91,7 @@ class Services:
                     services.start_soon(self._supervisor.owners.release_idle_for_ever)
                     async with trio.open_nursery() as attempts:
                         self._supervisor.open(attempts, interrupt)
-                        task_status.started()
+                        opened.set()
                         await closing.wait()
                         await self._end_attempts()
                     services.cancel_scope.cancel()

@@ -89,7 +89,13 @@ class Starter:
             self._supervisor.free(slot)
             raise
         slot.record = record
-        slot.lineage = await self._lineage(record.parent_task_id)
+        try:
+            slot.lineage = await self._lineage(record.parent_task_id)
+        except BaseException as interrupt:  # Ctrl-C reaches the main task in a shield, too
+            self._supervisor.ends.unconfirmed(slot, record.attempt, interrupt)
+            raise
+        if self._is_under_unsaved_cancel(record.parent_task_id):
+            slot.stop("cancel")  # accepted while the store was asked
         places = self._supervisor.places
         if slot.background and places.bounded and not self._has_live_ancestor(slot):
             slot.ticket = places.claim(slot.owner_thread_id)
@@ -137,10 +143,12 @@ class Starter:
     def _check_parent(self, task_id: str, request: StartRequest) -> None:
         """Refuse what the store would refuse, had it taken the cancel of the parent already."""
         parent = None if request.resume_attempt is not None else self._parent_of(request)
-        if parent is not None:
-            above = self._supervisor.slots.get(parent)
-            if above is not None and above.mark_error is not None:
-                raise ParentCancelled(task_id, parent)
+        if parent is not None and self._is_under_unsaved_cancel(parent):
+            raise ParentCancelled(task_id, parent)
+
+    def _is_under_unsaved_cancel(self, parent: str | None) -> bool:
+        above = self._supervisor.slots.get(parent or "")
+        return above is not None and above.mark_error is not None
 
     async def _answer_of(self, other: Slot, request: StartRequest) -> None:
         """Let another call for this id get its answer; raise if the task is live then."""
@@ -153,7 +161,8 @@ class Starter:
             if key is not None and used == (request.owner_thread_id, key):
                 raise IdempotencyKeyUsed(other.task_id, key)
             raise TaskExists(other.task_id, TaskStatus.RUNNING)
-        theirs = other.owner_thread_id, None if record is None else record.task_type
+        # Without a record it is not known yet of which type the task is: not by us, nor by them.
+        theirs = other.owner_thread_id, request.task_type if record is None else record.task_type
         if theirs != (request.owner_thread_id, request.task_type):
             raise UnknownTask(other.task_id)
         raise TaskNotStopped(other.task_id, TaskStatus.RUNNING)
