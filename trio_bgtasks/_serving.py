@@ -46,7 +46,7 @@ class Services:
             with trio.CancelScope() as block:
                 async with trio.open_nursery() as nursery:
                     # Not by `start`: a Ctrl-C there may leave it started, with nobody to close it.
-                    nursery.start_soon(self._supervise, opened, closing, block.cancel)
+                    nursery.start_soon(self._supervise, opened, closing, block.cancel)  # noqa: ASYNC113
                     try:
                         await opened.wait()
                         yield
