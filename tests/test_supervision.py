@@ -158,10 +158,10 @@ class Odd(BaseException):
 
 def nested(depth: int) -> BaseException:
     """Return groups in groups, deeper than the stack."""
-    error: Exception = ValueError("at the bottom")
+    error: list[Exception] = [ValueError("at the bottom")]
     for _ in range(depth):
-        error = ExceptionGroup("g", [error])
-    return error
+        error = [ExceptionGroup("g", error)]
+    return error[0]
 
 
 ERRORS: list[tuple[BaseException, str]] = [
@@ -240,7 +240,7 @@ async def test_an_end_that_cannot_be_read_fails_its_task_only(
     """What a body returns or raises may be anything; no logging of it touches the others."""
 
     class Filter(logging.Filter):
-        def filter(self, _: logging.LogRecord) -> bool:
+        def filter(self, record: logging.LogRecord) -> bool:
             raise RuntimeError("broken filter")
 
     monkeypatch.setattr(logging.getLogger("trio_bgtasks.supervision"), "filters", [Filter()])
