@@ -23,7 +23,7 @@ from ._process import (
     run_command,
 )
 
-log = logging.getLogger("trio_bgtasks.tools")
+_log = logging.getLogger("trio_bgtasks.tools")
 
 _PARAMETERS: JsonObject = {
     "type": "object",
@@ -170,7 +170,7 @@ class ShellTool(BackgroundExecutable[None]):
                 "owner_thread_id": execution.owner_thread_id,
                 "attempt": execution.attempt,
             }
-            log.warning("task %s: %s", task_id, problem, extra=extra)
+            _log.warning("task %s: %s", task_id, problem, extra=extra)
         value = _shown(end, truncated=written > execution.output_limit)
         return Success(value) if problem is None else Failed(problem, value)
 
