@@ -17,6 +17,8 @@ nox.options.sessions = [
     *("tests", "floors", "coverage"),
 ]
 
+SIDE_BY_SIDE = ("-n", "auto", "--dist", "worksteal")  # a worker of pytest-xdist for each core
+
 
 def groups(*names: str) -> list[str]:
     """Return the requirements of these dependency groups."""
@@ -27,7 +29,7 @@ def groups(*names: str) -> list[str]:
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments after ``--`` go to pytest."""
     session.install("-e", ".[cli]", *groups("tests"))
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *SIDE_BY_SIDE, *session.posargs)
 
 
 @nox.session
@@ -40,7 +42,7 @@ def floors(session: nox.Session) -> None:
     needed = [*project["dependencies"], *project["optional-dependencies"]["cli"]]
     floors = [requirement.replace(">=", "==") for requirement in needed]
     session.install("-e", ".[cli]", *floors, *groups("tests"))
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *SIDE_BY_SIDE, *session.posargs)
 
 
 @nox.session
@@ -48,7 +50,7 @@ def coverage(session: nox.Session) -> None:
     """Run the tests and report every branch, also of child processes, that they missed."""
     session.install("-e", ".[cli]", *groups("tests", "coverage"))
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", *SIDE_BY_SIDE, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 

@@ -96,7 +96,7 @@ def test_the_readme_begins_with_two_commands() -> None:
     (first, demo), (second, tests) = _BLOCK.findall((ROOT / "README.md").read_text())[:2]
     assert first == second == "sh"
     assert demo.endswith(".venv/bin/trio-bgtasks demo\n")
-    assert tests.endswith(".venv/bin/python -m pytest\n")
+    assert tests.endswith(".venv/bin/python -m pytest -n auto --dist worksteal\n")
 
 
 # ---- the reference -------------------------------------------------------------------------------

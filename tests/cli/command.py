@@ -23,8 +23,12 @@ PROGRAM = (sys.executable, "-W", "error", "-m", "trio_bgtasks.cli")
 
 
 def environment() -> dict[str, str]:
-    """The environment of this test, in which the package is found from every folder."""
-    return {**os.environ, "PYTHONPATH": str(Path(trio_bgtasks.__file__).parents[1])}
+    """The environment of this test, in which the package is found from every folder.
+
+    Without the size of a terminal, which the command is to ask for: workers of xdist have one.
+    """
+    inherited = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    return {**inherited, "PYTHONPATH": str(Path(trio_bgtasks.__file__).parents[1])}
 
 
 @attrs.frozen
