@@ -28,7 +28,7 @@ def groups(*names: str) -> list[str]:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments after ``--`` go to pytest."""
-    session.install("-e", ".[cli]", *groups("tests"))
+    session.install("-e", ".[cli,testing]", *groups("tests"))
     session.run("pytest", *SIDE_BY_SIDE, *session.posargs)
 
 
@@ -39,16 +39,17 @@ def floors(session: nox.Session) -> None:
     Arguments after ``--`` go to pytest.
     """
     project = PROJECT["project"]
-    needed = [*project["dependencies"], *project["optional-dependencies"]["cli"]]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *extras["cli"], *extras["testing"]]
     floors = [requirement.replace(">=", "==") for requirement in needed]
-    session.install("-e", ".[cli]", *floors, *groups("tests"))
+    session.install("-e", ".[cli,testing]", *floors, *groups("tests"))
     session.run("pytest", *SIDE_BY_SIDE, *session.posargs)
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Run the tests and report every branch, also of child processes, that they missed."""
-    session.install("-e", ".[cli]", *groups("tests", "coverage"))
+    session.install("-e", ".[cli,testing]", *groups("tests", "coverage"))
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *SIDE_BY_SIDE, *session.posargs)
     session.run("coverage", "combine", "--quiet")
@@ -74,7 +75,7 @@ def imports(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types twice, and that every public name has one."""
-    session.install("-e", ".[cli]", *groups("tests", "types", "nox"))
+    session.install("-e", ".[cli,testing]", *groups("tests", "types", "nox"))
     session.run("mypy")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "trio_bgtasks", "--ignoreexternal")
@@ -86,7 +87,7 @@ def docs(session: nox.Session) -> None:
 
     The examples of all pages are run by ``tests/test_docs.py``.
     """
-    session.install("-e", ".[cli]", *groups("docs"))
+    session.install("-e", ".[cli,testing]", *groups("docs"))
     session.run(
         *("sphinx-build", "--fail-on-warning", "--keep-going", "--quiet", "--fresh-env"),
         *("--builder", "html", "docs", "docs/_build/html"),

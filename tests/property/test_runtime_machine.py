@@ -34,7 +34,7 @@ from tests.property.runtime_world import (
     Task,
     World,
 )
-from tests.property.trio_machine import TrioStateMachine, in_trio
+from trio_bgtasks.testing import TrioStateMachine, in_trio
 from trio_bgtasks import (
     CancelRequested,
     CheckpointSaved,

@@ -20,7 +20,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.property.trio_machine import PATIENCE_S, Deadlock, TrioRun, TrioStateMachine, in_trio
+from trio_bgtasks.testing import Deadlock, TrioRun, TrioStateMachine, in_trio
+from trio_bgtasks.testing._trio_machine import PATIENCE_S
 
 QUICK = settings(
     derandomize=True,

@@ -1,0 +1,9 @@
+"""Property tests for what runs on Trio: of this library, and of what is built on it.
+
+Needs the extra ``trio_bgtasks[testing]``.
+"""
+
+from ._trio_machine import Deadlock as Deadlock
+from ._trio_machine import TrioRun as TrioRun
+from ._trio_machine import TrioStateMachine as TrioStateMachine
+from ._trio_machine import in_trio as in_trio
