@@ -34,7 +34,6 @@ from tests.property.runtime_world import (
     Task,
     World,
 )
-from trio_bgtasks.testing import TrioStateMachine, in_trio
 from trio_bgtasks import (
     CancelRequested,
     CheckpointSaved,
@@ -60,6 +59,7 @@ from trio_bgtasks import (
 from trio_bgtasks._records import evolved
 from trio_bgtasks._slots import Slot
 from trio_bgtasks.stores import RecordPage, SweepReport
+from trio_bgtasks.testing import TrioStateMachine, in_trio
 
 T = TypeVar("T")
 
