@@ -38,7 +38,6 @@ from ._errors import (
 from ._json import JsonObject, JsonValue
 from ._records import (
     Failed,
-    JournalEntry,
     JournalKind,
     Progress,
     Stopped,
@@ -222,22 +221,22 @@ def _registered(
         raise ExecutorFenced(task_id, event.executor_id, "unregistered")
     if facts.parent_cancelled:
         raise ParentCancelled(task_id, event.parent_task_id or "")
-    return TaskRecord(
-        task_id=task_id,
-        owner_thread_id=event.owner_thread_id,
-        task_type=event.task_type,
-        description=event.description,
-        status=TaskStatus.RUNNING,
-        attempt=1,
-        created_at_ms=event.at_ms,
-        updated_at_ms=event.at_ms,
-        background=event.background,
-        supports_resume=event.supports_resume,
-        parent_task_id=event.parent_task_id,
-        executor_id=event.executor_id,
-        args=event.args,
-        metadata=event.metadata,
-        idempotency_key=event.idempotency_key,
+    return TaskRecord(  # by position: names would cost as much again (measured)
+        task_id,
+        event.owner_thread_id,
+        event.task_type,
+        event.description,
+        TaskStatus.RUNNING,
+        1,  # attempt
+        event.at_ms,
+        event.at_ms,
+        event.background,
+        event.supports_resume,
+        event.parent_task_id,
+        event.executor_id,
+        event.args,
+        event.metadata,
+        event.idempotency_key,
     )
 
 
@@ -376,17 +375,20 @@ _KINDS: dict[type[object], JournalKind] = {
 }
 _ENDS: tuple[JournalKind, ...] = ("finished", "orphaned")
 
+JournalLine: TypeAlias = tuple[int, JournalKind, int, TaskStatus, str | None, str | None]
 
-def journal_entry(
-    before: TaskRecord | None, event: Event, after: TaskRecord
-) -> JournalEntry | None:
-    """Return the history line of a change, None when neither status nor cancel mark changed."""
+
+def journal_line(before: TaskRecord | None, event: Event, after: TaskRecord) -> JournalLine | None:
+    """Return the fields of the `JournalEntry` of a change.
+
+    None when neither status nor cancel mark changed.
+    """
     kind = _KINDS.get(type(event))
     if kind is None or after is before:
         return None
     executor_id = None if isinstance(event, CancelRequested) else event.executor_id
     detail = after.error if kind in _ENDS else None
-    return JournalEntry(event.at_ms, kind, after.attempt, after.status, executor_id, detail)
+    return event.at_ms, kind, after.attempt, after.status, executor_id, detail
 
 
 def ends_attempt(event: Event, after: TaskRecord) -> bool:
@@ -394,6 +396,5 @@ def ends_attempt(event: Event, after: TaskRecord) -> bool:
 
     A foreground run without a thread is never announced: nobody could take its notice.
     """
-    if not after.background and after.owner_thread_id.startswith(ANONYMOUS):
-        return False
-    return isinstance(event, Orphaned) or (isinstance(event, Finished) and event.announce)
+    ends = event.announce if isinstance(event, Finished) else isinstance(event, Orphaned)
+    return ends and (after.background or not after.owner_thread_id.startswith(ANONYMOUS))
