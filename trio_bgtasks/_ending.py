@@ -104,8 +104,8 @@ class Ends:
             output_offset,
             output,
             self._config.output_bytes,
-            announce=slot.background or slot.caller_gone,
-            progress=progress,
+            slot.background or slot.caller_gone,  # is it announced?
+            progress,
         )
 
     async def _try_end(self, slot: Slot, event: Finished) -> str | None:
@@ -121,22 +121,20 @@ class Ends:
         return "the store did not answer in time"
 
     async def _apply_end(self, slot: Slot, event: Finished) -> TaskRecord | None:
-        record = await self._finish(slot, event)
-        if slot.cancel_at_ms is None or record is None or record.status is not TaskStatus.STOPPED:
-            return record
-        # It was accepted while the end was on its way, which did not take it along.
-        return await self._store.apply(slot.task_id, CancelRequested(slot.cancel_at_ms))
-
-    async def _finish(self, slot: Slot, event: Finished) -> TaskRecord | None:
+        record: TaskRecord | None
         try:
-            return await self._store.apply(slot.task_id, event)
+            record = await self._store.apply(slot.task_id, event)
         except InvalidValue as blame:
-            return await self._finish_refused(slot, attrs.evolve(event, outcome=_failed(blame)))
+            record = await self._finish_refused(slot, attrs.evolve(event, outcome=_failed(blame)))
         except Refused as refusal:
             # An earlier try was applied after all, or somebody else ended the attempt for good.
             if isinstance(refusal, ExecutorFenced):
                 slot.executor.lost.set()
-            return await self._store.load(slot.task_id)
+            record = await self._store.load(slot.task_id)
+        if slot.cancel_at_ms is None or record is None or record.status is not TaskStatus.STOPPED:
+            return record
+        # It was accepted while the end was on its way, which did not take it along.
+        return await self._store.apply(slot.task_id, CancelRequested(slot.cancel_at_ms))
 
     async def _finish_refused(self, slot: Slot, event: Finished) -> TaskRecord:
         """End an attempt, as failed, of which the store refuses the result, or the last words."""
