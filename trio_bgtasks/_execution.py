@@ -161,7 +161,8 @@ class Ambient:
     token: Token[Ambient | None] | None = None
 
     def __enter__(self) -> None:
-        self.outer = next(iter(around()), None)
+        above = around()
+        self.outer = above[0] if above else None
         self.live = True
         self.token = _current.set(self)
 

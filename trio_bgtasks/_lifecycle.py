@@ -246,10 +246,12 @@ def _finished(record: TaskRecord, event: Finished, facts: Facts) -> TaskRecord:
     if mark is None:
         mark = event.cancel_requested_at_ms
     error, result, ref = _shown(event.outcome)
-    return _ended(
+    return evolved(  # as `_ended`, but in one step: this is the end of almost every attempt
         record,
-        TaskStatus.CANCELLED if mark is not None else event.outcome.status,
-        event.at_ms,
+        status=TaskStatus.CANCELLED if mark is not None else event.outcome.status,
+        executor_id=None,
+        completed_at_ms=max(event.at_ms, record.created_at_ms),
+        updated_at_ms=max(event.at_ms, record.updated_at_ms),
         cancel_requested_at_ms=mark,
         error=error,
         result=result,
@@ -343,7 +345,7 @@ def _output_end(record: TaskRecord, offset: int, text: str) -> int:
 def _check_attempt(record: TaskRecord, executor_id: str, attempt: int) -> None:
     if record.status is not TaskStatus.RUNNING:
         raise TaskNotRunning(record.task_id, record.status)
-    if (record.attempt, record.executor_id) != (attempt, executor_id):
+    if record.attempt != attempt or record.executor_id != executor_id:
         raise StaleAttempt(record.task_id, attempt, record.attempt, record.status)
 
 

@@ -233,7 +233,7 @@ class Supervisor:
 
 def _caller_is_cancelled(slot: Slot) -> bool:
     # Nobody but the manager cancels around a background attempt, and that only when it has ended.
-    if slot.background:
+    if slot.owner is not None:
         return False
     return trio.current_effective_deadline() <= trio.current_time()
 

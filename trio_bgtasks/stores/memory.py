@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
-from operator import itemgetter
 from typing import Any
 
 import attrs
@@ -103,8 +102,8 @@ class MemoryTaskStore:
     def __init__(self) -> None:
         self._records: dict[str, TaskRecord] = {}
         self._seq = 0
-        self._by_owner: dict[str, list[tuple[int, str]]] = {}
-        self._by_parent: dict[str, list[tuple[int, str]]] = {}
+        self._by_owner: dict[str, list[str]] = {}  # in order of creation, that is of ``seq``
+        self._by_parent: dict[str, list[str]] = {}
         self._running: dict[str, str] = {}  # under which executor
         self._used_ids: set[str] = set()
         self._keys: dict[tuple[str, str], str] = {}
@@ -137,28 +136,31 @@ class MemoryTaskStore:
         executor = self._executors.get(event.executor_id)
         if executor is not None and executor.crashed and not isinstance(event, Orphaned):
             raise StoreClosed(f"the machine of executor {event.executor_id} crashed")
-        fenced = executor is None or executor.fenced
-        id_used = parent_cancelled = False
-        key_used_by = None
+        facts = Facts(executor_fenced=True) if executor is None or executor.fenced else NO_FACTS
         if isinstance(event, Registered):
-            id_used = task_id in self._used_ids
-            if event.idempotency_key is not None:
-                key_used_by = self._keys.get((event.owner_thread_id, event.idempotency_key))
-            if event.parent_task_id is not None:
-                parent = self._records.get(event.parent_task_id)
-                parent_cancelled = parent is not None and parent.cancel_accepted
-        if fenced or id_used or key_used_by is not None or parent_cancelled:
-            return Facts(fenced, id_used, key_used_by, parent_cancelled)
-        return NO_FACTS
+            return self._facts_of_start(task_id, event, facts)
+        return facts
+
+    def _facts_of_start(self, task_id: str, event: Registered, facts: Facts) -> Facts:
+        key, parent_id = event.idempotency_key, event.parent_task_id
+        if key is None and parent_id is None and task_id not in self._used_ids:
+            return facts  # as it is with most
+        parent = self._records.get(parent_id or "")
+        return attrs.evolve(
+            facts,
+            id_used=task_id in self._used_ids,
+            key_used_by=None if key is None else self._keys.get((event.owner_thread_id, key)),
+            parent_cancelled=parent is not None and parent.cancel_accepted,
+        )
 
     def _checked(self, event: Event, after: TaskRecord) -> TaskRecord:
         """Return the record to be stored. What is new in it is copied: nobody can change it."""
+        fields = after.__dict__
         changes: dict[str, Any] = {} if after.seq else {"seq": self._seq + 1}
         try:
             for name in _BRINGS.get(type(event), ()):
-                value = getattr(after, name)
-                if value is not None:
-                    changes[name] = copy_json(value, max_bytes=_ANY_SIZE)
+                if fields[name] is not None:
+                    changes[name] = copy_json(fields[name], max_bytes=_ANY_SIZE)
         except NotJson as error:
             raise InvalidValue(f"task '{after.task_id}' cannot be stored: {error}") from None
         return evolved(after, **changes) if changes else after
@@ -183,10 +185,9 @@ class MemoryTaskStore:
             self._next_notice += 1
 
     def _index(self, record: TaskRecord) -> None:
-        self._by_owner.setdefault(record.owner_thread_id, []).append((record.seq, record.task_id))
+        self._by_owner.setdefault(record.owner_thread_id, []).append(record.task_id)
         if record.parent_task_id is not None:
-            siblings = self._by_parent.setdefault(record.parent_task_id, [])
-            siblings.append((record.seq, record.task_id))
+            self._by_parent.setdefault(record.parent_task_id, []).append(record.task_id)
         if record.idempotency_key is not None:
             self._keys[record.owner_thread_id, record.idempotency_key] = record.task_id
 
@@ -240,9 +241,10 @@ class MemoryTaskStore:
         """See `TaskStore.children`."""
         return _page(self._rows(self._by_parent.get(task_id, []), after), limit)
 
-    def _rows(self, index: list[tuple[int, str]], after: int) -> Iterator[TaskRecord]:
-        for i in range(bisect_right(index, after, key=itemgetter(0)), len(index)):
-            yield self._records[index[i][1]]
+    def _rows(self, index: list[str], after: int) -> Iterator[TaskRecord]:
+        first = bisect_right(index, after, key=lambda task_id: self._records[task_id].seq)
+        for i in range(first, len(index)):
+            yield self._records[index[i]]
 
     async def history(self, task_id: str) -> list[JournalEntry]:
         """See `TaskStore.history`."""
@@ -326,7 +328,7 @@ class MemoryTaskStore:
             (self._by_parent, {r.parent_task_id for r in gone if r.parent_task_id is not None}),
         ):
             for key in keys:
-                index[key] = [row for row in index[key] if row[1] not in ids]
+                index[key] = [task_id for task_id in index[key] if task_id not in ids]
                 if not index[key]:
                     del index[key]
 
