@@ -110,15 +110,19 @@ class Ends:
 
     async def _try_end(self, slot: Slot, event: Finished) -> str | None:
         """Store the end; return None when it is settled, else why it is not."""
-        with self._waits.answer(self._config.write_grace_s, shield=True):
-            try:
+        try:
+            if self._waits.at_once:
                 slot.record = await self._apply_end(slot, event)
-            except Exception as failure:  # noqa: BLE001 - a store may fail in any way
-                return _named(failure)
-            slot.end_error = None
-            self.finished += slot.record is not None  # there may have been no such start
-            return None
-        return "the store did not answer in time"
+            else:
+                with self._waits.bound(self._config.write_grace_s, shield=True) as answer:
+                    slot.record = await self._apply_end(slot, event)
+                if answer.cancelled_caught:
+                    return "the store did not answer in time"
+        except Exception as failure:  # noqa: BLE001 - a store may fail in any way
+            return _named(failure)
+        slot.end_error = None
+        self.finished += slot.record is not None  # there may have been no such start
+        return None
 
     async def _apply_end(self, slot: Slot, event: Finished) -> TaskRecord | None:
         record: TaskRecord | None

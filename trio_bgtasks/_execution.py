@@ -195,7 +195,8 @@ def _living(found: Ambient | None) -> Ambient | None:
 
 def ambient(manager: object) -> list[BackgroundExecution]:
     """Return every running attempt of ``manager`` around this call, innermost first."""
-    return [found.execution for found in around() if found.manager is manager]
+    found = around()
+    return [one.execution for one in found if one.manager is manager] if found else []
 
 
 def current_execution() -> BackgroundExecution:

@@ -54,7 +54,7 @@ ANONYMOUS = "anonymous:"
 DEFAULT_KEEP_BYTES = 8 << 20
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)  # see `TaskSummary`
 class Registered:
     """A new task and its first attempt, which ``executor_id`` is about to run."""
 
@@ -71,7 +71,7 @@ class Registered:
     idempotency_key: str | None = None
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)  # see `TaskSummary`
 class Finished:
     """An attempt ended with ``outcome``.
 

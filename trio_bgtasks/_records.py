@@ -98,7 +98,7 @@ class Progress:
         return shape
 
 
-@attrs.frozen(slots=False)  # half the cost to make one (measured)
+@attrs.frozen(slots=False)  # with that many fields, half the cost to make one (measured)
 class TaskSummary:
     """What tools and people see of a task."""
 

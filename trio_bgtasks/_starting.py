@@ -212,7 +212,11 @@ class Starter:
 
     async def _store_start(self, slot: Slot, event: StartEvent) -> TaskRecord:
         try:
-            return await self._ask(slot, event)
+            if self._waits.at_once:
+                return await self._store.apply(slot.task_id, event)
+            with self._waits.bound(math.inf):
+                return await self._store.apply(slot.task_id, event)
+            raise TaskStoreError("the store did not answer before the task manager closed")  # noqa: TRY301 - as if the store had said so
         except ExecutorFenced:
             # Found dead by somebody else; `lost` follows. Nothing ran, so the call may be repeated.
             slot.executor.lost.set()
@@ -226,11 +230,6 @@ class Starter:
             if record is None:
                 _reraise(error)
             return record  # noqa: ASYNC104
-
-    async def _ask(self, slot: Slot, event: StartEvent) -> TaskRecord:
-        with self._waits.answer(math.inf):
-            return await self._store.apply(slot.task_id, event)
-        raise TaskStoreError("the store did not answer before the task manager closed")
 
     def _event(self, slot: Slot, request: StartRequest, parent: str | None) -> StartEvent:
         now, executor_id = self._config.clock_ms(), slot.executor.executor_id
