@@ -12,8 +12,9 @@ import trio
 
 from ._errors import Refused, StaleAttempt
 from ._json import clean_text
-from ._lifecycle import AttemptWrite, Event, OutputAppended, ProgressReported
+from ._lifecycle import AttemptWrite, OutputAppended, ProgressReported
 from ._records import Progress, TaskRecord
+from .stores import TaskStore
 
 log = logging.getLogger("trio_bgtasks.execution")
 
@@ -28,7 +29,7 @@ _CONTINUATION = 0x80  # the two high bits of every byte of a UTF-8 character but
 class AttemptPort:
     """The way from the attempts of a manager to its store: with which clock, where helpers run."""
 
-    apply: Callable[[str, Event], Awaitable[TaskRecord]]
+    store: TaskStore
     clock_ms: Callable[[], int]
     start_soon: Callable[[Callable[[], Awaitable[None]], str], None]
     keep_bytes: int
@@ -82,7 +83,7 @@ class AttemptLog:
         record, port = self._record, self.port
         assert record.executor_id is not None
         event = kind(port.clock_ms(), record.executor_id, record.attempt, *fields)
-        return await port.apply(record.task_id, event)
+        return await port.store.apply(record.task_id, event)
 
     async def drained(self) -> None:
         """Wait until unsent output is below the high-water mark again."""

@@ -42,7 +42,6 @@ class Supervisor:
     def __init__(
         self, store: TaskStore, config: ManagerConfig, hints: Hints, waits: StoreWaits
     ) -> None:
-        self._store = store
         self._config = config
         self._hints = hints
         self.slots: dict[str, Slot] = {}
@@ -53,9 +52,7 @@ class Supervisor:
         self.interrupted: KeyboardInterrupt | None = None
         self._closing = trio.Event()
         self.ends = Ends(store, config, waits, self._closing, self.free, self._start_soon)
-        self._port = AttemptPort(
-            store.apply, config.clock_ms, self._start_soon, config.output_bytes
-        )
+        self._port = AttemptPort(store, config.clock_ms, self._start_soon, config.output_bytes)
         self._nursery: trio.Nursery | None = None
         self._on_interrupt: Callable[[], None] = lambda: None
 
