@@ -104,39 +104,41 @@ class Ends:
             output_offset,
             output,
             self._config.output_bytes,
-            announce=slot.background or slot.caller_gone,
-            progress=progress,
+            slot.background or slot.caller_gone,  # is it announced?
+            progress,
         )
 
     async def _try_end(self, slot: Slot, event: Finished) -> str | None:
         """Store the end; return None when it is settled, else why it is not."""
-        with self._waits.answer(self._config.write_grace_s, shield=True):
-            try:
+        try:
+            if self._waits.at_once:
                 slot.record = await self._apply_end(slot, event)
-            except Exception as failure:  # noqa: BLE001 - a store may fail in any way
-                return _named(failure)
-            slot.end_error = None
-            self.finished += slot.record is not None  # there may have been no such start
-            return None
-        return "the store did not answer in time"
+            else:
+                with self._waits.bound(self._config.write_grace_s, shield=True) as answer:
+                    slot.record = await self._apply_end(slot, event)
+                if answer.cancelled_caught:
+                    return "the store did not answer in time"
+        except Exception as failure:  # noqa: BLE001 - a store may fail in any way
+            return _named(failure)
+        slot.end_error = None
+        self.finished += slot.record is not None  # there may have been no such start
+        return None
 
     async def _apply_end(self, slot: Slot, event: Finished) -> TaskRecord | None:
-        record = await self._finish(slot, event)
-        if slot.cancel_at_ms is None or record is None or record.status is not TaskStatus.STOPPED:
-            return record
-        # It was accepted while the end was on its way, which did not take it along.
-        return await self._store.apply(slot.task_id, CancelRequested(slot.cancel_at_ms))
-
-    async def _finish(self, slot: Slot, event: Finished) -> TaskRecord | None:
+        record: TaskRecord | None
         try:
-            return await self._store.apply(slot.task_id, event)
+            record = await self._store.apply(slot.task_id, event)
         except InvalidValue as blame:
-            return await self._finish_refused(slot, attrs.evolve(event, outcome=_failed(blame)))
+            record = await self._finish_refused(slot, attrs.evolve(event, outcome=_failed(blame)))
         except Refused as refusal:
             # An earlier try was applied after all, or somebody else ended the attempt for good.
             if isinstance(refusal, ExecutorFenced):
                 slot.executor.lost.set()
-            return await self._store.load(slot.task_id)
+            record = await self._store.load(slot.task_id)
+        if slot.cancel_at_ms is None or record is None or record.status is not TaskStatus.STOPPED:
+            return record
+        # It was accepted while the end was on its way, which did not take it along.
+        return await self._store.apply(slot.task_id, CancelRequested(slot.cancel_at_ms))
 
     async def _finish_refused(self, slot: Slot, event: Finished) -> TaskRecord:
         """End an attempt, as failed, of which the store refuses the result, or the last words."""

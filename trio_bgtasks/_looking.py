@@ -115,11 +115,19 @@ class Looker:
         """Wait until the task is not running, by a wake-up here or by a poll; level-triggered."""
         if self._is_within(task_id):
             raise RuntimeError("wait() would wait for the task that calls it")
-        with self._hints.watch(task_id) as watch:
+        self._hints.waiters += 1
+        try:
             while (slot := self.own_slot(owner_thread_id, task_id)) is not None:
                 await slot.freed.wait()
                 if slot.record is not None and slot.record.status is not TaskStatus.RUNNING:
                     return slot.record.summary()  # what was stored last: the truth, unread
+            return await self._watched(owner_thread_id, task_id)
+        finally:
+            self._hints.waiters -= 1
+
+    async def _watched(self, owner_thread_id: str, task_id: str) -> TaskSummary:
+        """Wait for the end of a task that is not live here."""
+        with self._hints.watch(task_id) as watch:
             while True:
                 changed = watch.event
                 record = await self.known(owner_thread_id, task_id)

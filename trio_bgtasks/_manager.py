@@ -123,7 +123,7 @@ class BackgroundTaskManager:
         await trio.lowlevel.checkpoint()
         slot = await self._starter.admit(request, background=False, scope=None)
         self._hints.changed(slot.owner_thread_id, slot.task_id, wake=False)
-        end, outcome = await self._supervisor.run_attempt(slot, body)
+        end, outcome = await self._supervisor.run_foreground(slot, body)
         if "caller" in slot.reasons:
             await trio.lowlevel.checkpoint()  # raises the caller's own Cancelled
         if end.raised is not None and not slot.reasons:
@@ -302,7 +302,7 @@ class BackgroundTaskManager:
 
     def current_task_id(self) -> str | None:
         """Return the task whose live attempt makes this call, None outside any."""
-        return next((around.task_id for around in ambient(self._supervisor)), None)
+        return next((e.task_id for e in ambient(self._supervisor)), None)
 
     async def list_tasks(
         self,
