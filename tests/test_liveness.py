@@ -567,8 +567,11 @@ async def test_owed_marks_are_stored_each_for_itself(
                 for body in bodies:
                     body.opened.set()
                 assert (await manager.wait(OWNER, "far")).status is TaskStatus.CANCELLED
-    assert "cancel mark failed: CorruptRecord" in caplog.text
-    assert "cancel mark failed: the store did not answer in time" in caplog.text
+    assert (
+        "task bad: its cancel is not stored: the stored record of task 'bad' is corrupt"
+        in caplog.text
+    )
+    assert "task mute: its cancel is not stored: the store did not answer in time" in caplog.text
 
 
 async def test_a_mark_that_the_end_took_along_is_not_owed(

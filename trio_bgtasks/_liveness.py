@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import TypeVarTuple
 
 import trio
 
 from ._errors import Refused
 from ._hints import Hints
-from ._lifecycle import CancelRequested, Finished
+from ._lifecycle import Finished
 from ._records import Stopped, TaskRecord
 from ._requests import ManagerConfig, cutoff_ms
 from ._slots import Slot
@@ -97,7 +96,8 @@ class Liveness:
         for slot in lost:
             slot.stop("fenced")
         for slot in lost:
-            await slot.freed.wait()
+            if slot.answered.is_set():  # else no body of it runs, nor will
+                await slot.returned.wait()
 
     # ---- sweeps -------------------------------------------------------------------------------
 
@@ -167,12 +167,9 @@ class Liveness:
     # ---- cancels from elsewhere ---------------------------------------------------------------
 
     async def poll_for_ever(self) -> None:
-        """See cancels that others accepted, and store the marks that we owe."""
+        """See cancels that others accepted."""
         while True:
             await trio.sleep(self._config.poll_s)
-            for slot in list(self._slots.values()):
-                if slot.mark_error is not None:
-                    await self._bounded(store_mark, self._store, slot, what="cancel mark")
             if self._slots:
                 await self._bounded(self._see_marks, what="poll for cancels")
 
@@ -190,14 +187,6 @@ class Liveness:
             await _guarded(afn, *args, what=what)
             return
         log.warning("%s failed: the store did not answer in time", what)
-
-
-async def store_mark(store: TaskStore, slot: Slot) -> None:
-    """Store the cancel mark that could not be stored before."""
-    assert slot.cancel_at_ms is not None
-    with suppress(Refused):  # the end took the mark along
-        await store.apply(slot.task_id, CancelRequested(slot.cancel_at_ms))
-    slot.mark_error = None
 
 
 async def _guarded(afn: Callable[[*_Args], Awaitable[None]], *args: *_Args, what: str) -> None:

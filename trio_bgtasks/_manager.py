@@ -64,7 +64,7 @@ class BackgroundTaskManager:
         self._slots = self._supervisor.slots
         self._liveness = Liveness(store, config, waits, self._slots, self._hints)
         self._starter = Starter(store, config, waits, self._supervisor, self._liveness)
-        self._canceller = Canceller(store, config, waits, self._slots, self._hints)
+        self._canceller = Canceller(store, config, waits, self._supervisor, self._hints)
         self._looker = Looker(store, config, self._supervisor, self._liveness, self._hints)
         self._announcer = Announcer(store, config, waits)
         self._services = Services(config, waits, self._supervisor, self._liveness, self._hints)

@@ -11,7 +11,7 @@ import trio
 
 from ._owners import OwnerNursery
 from ._places import Ticket
-from ._records import TaskRecord, TaskStatus, TaskSummary
+from ._records import TaskRecord, TaskSummary
 from .stores import ExecutorHandle
 
 
@@ -31,11 +31,12 @@ class Slot:
         reasons: Why its scope was cancelled.
         caller_gone: A foreground attempt has nobody left to answer to.
         cancel_at_ms: The time of the accepted, or not yet stored, cancel.
-        mark_error: Why the cancel mark is not stored yet.
+        mark_error: Why the accepted cancel is not stored yet.
         end_error: How the attempt ended, and why that is not stored yet.
         ticket: Its claim to a place.
         running: Is the body running?
         answered: Set when the store has answered the start.
+        returned: Set when nothing of the attempt runs any more, and its end was tried to be stored.
         freed: Set when the slot is gone.
     """
 
@@ -55,6 +56,7 @@ class Slot:
     ticket: Ticket | None = None
     running: bool = False
     answered: trio.Event = attrs.field(factory=trio.Event)
+    returned: trio.Event = attrs.field(factory=trio.Event)
     freed: trio.Event = attrs.field(factory=trio.Event)
 
     def stop(self, reason: str) -> None:
@@ -78,8 +80,8 @@ class Slot:
         return self.end_error or self.mark_error
 
     def summary(self, record: TaskRecord) -> TaskSummary:
-        """Return the record's summary; while it says running, with what only this process knows."""
-        if record.status is not TaskStatus.RUNNING:
+        """Return the record's summary; until it is final, with what only this process knows."""
+        if record.status.is_terminal:
             return record.summary()
         return record.summary(queued=self.queued, persistence_error=self.persistence_error)
 

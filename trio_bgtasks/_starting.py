@@ -86,7 +86,7 @@ class Starter:
             self._supervisor.ends.unconfirmed(slot, _attempt_of(event), unknown.error)
             _reraise(unknown.error)
         except BaseException:
-            self._supervisor.free(slot)
+            self._supervisor.ends.let_go(slot)
             raise
         slot.record = record
         try:

@@ -152,10 +152,8 @@ class Supervisor:
         outcome = _outcome_of(slot, end)
         if outcome is not None:
             await self.ends.record(slot, record.attempt, outcome, *unsent)
-        elif slot.mark_error is None:
-            self.free(slot)
         else:
-            self.ends.owe_mark(slot)
+            self.ends.let_go(slot)
         with suppress(Exception):  # a logging filter of the host's must not end the others
             self._log_end(slot, end, outcome)
         if end.raised is not None:
@@ -222,7 +220,9 @@ class Supervisor:
         if outcome is None:
             return Stopped(LEASE_LOST)
         if slot.end_error is None:
-            return counted(outcome, slot.record, attempt)
+            ended = counted(outcome, slot.record, attempt)
+            owed = slot.mark_error is not None and isinstance(ended, Stopped)
+            return Cancelled() if owed else ended
         cancelled = slot.cancel_at_ms is not None or "cancel" in slot.reasons
         return Cancelled() if cancelled and not isinstance(outcome, Success) else outcome
 
