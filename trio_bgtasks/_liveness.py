@@ -95,6 +95,7 @@ class Liveness:
         lost = [slot for slot in self._slots.values() if slot.executor is handle]
         for slot in lost:
             slot.stop("fenced")
+            self._hints.changed(slot.owner_thread_id, slot.task_id)
         for slot in lost:
             if slot.answered.is_set():  # else no body of it runs, nor will
                 await slot.returned.wait()

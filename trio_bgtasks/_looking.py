@@ -112,19 +112,30 @@ class Looker:
     # ---- waiting ------------------------------------------------------------------------------
 
     async def wait(self, owner_thread_id: str, task_id: str) -> TaskSummary:
-        """Wait until the task is not running, by a wake-up here or by a poll; level-triggered."""
+        """Wait until the task is not running; level-triggered.
+
+        A live task wakes us when its slot goes, or when it is no longer for this process to say how
+        it ends. Then, and if it is not live here, the store is polled.
+        """
         if self._is_within(task_id):
             raise RuntimeError("wait() would wait for the task that calls it")
         with self._hints.watch(task_id) as watch:
-            while (slot := self.own_slot(owner_thread_id, task_id)) is not None:
-                await slot.freed.wait()
+            slot = self.own_slot(owner_thread_id, task_id)
+            while slot is not None and not slot.executor.lost.is_set():
+                await watch.event.wait()
+                if not slot.freed.is_set():
+                    continue
                 if slot.record is not None and slot.record.status is not TaskStatus.RUNNING:
                     return slot.record.summary()  # what was stored last: the truth, unread
+                slot = self.own_slot(owner_thread_id, task_id)
             while True:
                 changed = watch.event
-                record = await self.known(owner_thread_id, task_id)
-                if record.status is not TaskStatus.RUNNING:
-                    return self.summary(record)
+                summary = await self.get(owner_thread_id, task_id)
+                if summary is None:
+                    raise UnknownTask(task_id)
+                # What is owed to a stopped one, a cancel, is still to end it.
+                if summary.status is not TaskStatus.RUNNING and summary.persistence_error is None:
+                    return summary
                 if self._hints.closed:
                     raise ManagerClosed("the task manager is closed")
                 with trio.move_on_after(self._config.poll_s):
