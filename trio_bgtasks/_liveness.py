@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeVarTuple
 
 import trio
 
@@ -18,8 +17,6 @@ from ._waits import StoreWaits
 from .stores import ExecutorHandle, SweepReport, TaskStore
 
 log = logging.getLogger("trio_bgtasks.liveness")
-
-_Args = TypeVarTuple("_Args")
 
 _REOPEN_S = 1.0
 LEFT_BEHIND = "No attempt of the live executor runs this task; marked stopped"
@@ -106,7 +103,8 @@ class Liveness:
         """Find orphans, and our own running records without a slot, every ``sweep_s``."""
         while True:
             await trio.sleep(self._config.sweep_s)
-            await _guarded(self._sweep_once, what="sweep")
+            # One that is never answered is not to be the last one.
+            await self._try(self._sweep_once, self._config.lease.lease_s, "sweep")
 
     async def _sweep_once(self) -> None:
         report = await self._sweep()
@@ -172,7 +170,7 @@ class Liveness:
         while True:
             await trio.sleep(self._config.poll_s)
             if self._slots:
-                await self._bounded(self._see_marks, what="poll for cancels")
+                await self._try(self._see_marks, self._config.write_grace_s, "poll for cancels")
 
     async def _see_marks(self) -> None:
         for task_id in await self._store.cancel_marks(self.executor_id):
@@ -180,22 +178,15 @@ class Liveness:
             if slot is not None and "cancel" not in slot.reasons:
                 slot.stop("cancel")
 
-    async def _bounded(
-        self, afn: Callable[[*_Args], Awaitable[None]], *args: *_Args, what: str
-    ) -> None:
-        """Do one small piece of a service; one that hangs does not hold up the others for ever."""
-        with self._waits.bound(self._config.write_grace_s):
-            await _guarded(afn, *args, what=what)
+    async def _try(self, afn: Callable[[], Awaitable[None]], within_s: float, what: str) -> None:
+        """Do one piece of a service, which goes on whatever becomes of this one."""
+        with self._waits.bound(within_s):
+            try:
+                await afn()
+            except Exception as error:  # noqa: BLE001 - a store may fail in any way
+                log.warning("%s failed: %s: %s", what, type(error).__name__, error)
             return
         log.warning("%s failed: the store did not answer in time", what)
-
-
-async def _guarded(afn: Callable[[*_Args], Awaitable[None]], *args: *_Args, what: str) -> None:
-    """Do one piece of a service, which goes on whatever becomes of this one."""
-    try:
-        await afn(*args)
-    except Exception as error:  # noqa: BLE001 - a store may fail in any way
-        log.warning("%s failed: %s: %s", what, type(error).__name__, error)
 
 
 async def _first_of(*waits: Callable[[], Awaitable[None]]) -> None:
