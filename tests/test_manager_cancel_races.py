@@ -421,6 +421,26 @@ async def test_a_start_that_is_never_answered_does_not_hold_up_the_others(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_child_that_starts_while_its_parents_cancel_is_not_stored_is_cancelled(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its start was under way when the cancel was accepted, so the store could not refuse it."""
+    store, gate, body = SteppedStore(), Gate(), Stubborn()
+    async with open_task_manager(store) as manager, trio.open_nursery() as nursery:
+        await manager.start(request(task_id="parent"), body)
+        await body.entered.wait()
+        store.steps.update(CancelRequested=refuse, Registered=partial(trio.sleep, 1))
+        nursery.start_soon(manager.start, request(task_id="t", parent_task_id="parent"), gate)
+        await trio.testing.wait_all_tasks_blocked()
+        tree = await manager.cancel_tree(OWNER, "parent")
+        assert [task.task_id for task in tree.own] == ["parent"]
+        with trio.move_on_after(10):
+            await manager.wait(OWNER, "t")
+        body.opened.set()
+        assert gate.runs == []
+        assert (await stored(store, "t")).status is TaskStatus.CANCELLED
+
+
 async def test_no_child_starts_under_a_cancel_that_is_not_stored_yet(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
