@@ -35,7 +35,7 @@ from ._requests import (
     cutoff_ms,
 )
 from ._serving import Services
-from ._slots import Slot
+from ._slots import ANSWERED, FREED, Slot
 from ._starting import Starter
 from ._supervision import Body, Supervisor
 from ._waits import StoreWaits
@@ -64,7 +64,7 @@ class BackgroundTaskManager:
         self._slots = self._supervisor.slots
         self._liveness = Liveness(store, config, waits, self._slots, self._hints)
         self._starter = Starter(store, config, waits, self._supervisor, self._liveness)
-        self._canceller = Canceller(store, config, waits, self._slots, self._hints)
+        self._canceller = Canceller(store, config, waits, self._supervisor, self._hints)
         self._looker = Looker(store, config, self._supervisor, self._liveness, self._hints)
         self._announcer = Announcer(store, config, waits)
         self._services = Services(config, waits, self._supervisor, self._liveness, self._hints)
@@ -246,7 +246,7 @@ class BackgroundTaskManager:
             for slot in mine:
                 slot.stop("owner_close")
             for slot in mine:
-                await slot.freed.wait()
+                await slot.reach(FREED)
         finally:
             closing[owner_thread_id] -= 1
             if not closing[owner_thread_id]:
@@ -458,7 +458,7 @@ class BackgroundTaskManager:
         return ManagerStatistics(
             executor_id=self._liveness.executor_id,
             owners=len(supervisor.owners),
-            starting=sum(not slot.answered.is_set() for slot in slots),
+            starting=sum(slot.stage < ANSWERED for slot in slots),
             queued=sum(slot.queued for slot in slots),
             background=sum(slot.running and slot.background for slot in slots),
             foreground=sum(slot.running and not slot.background for slot in slots),

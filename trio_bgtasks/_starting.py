@@ -27,7 +27,7 @@ from ._lifecycle import AttemptStarted, Registered
 from ._liveness import Liveness
 from ._records import TaskRecord, TaskStatus
 from ._requests import ManagerConfig, StartRequest
-from ._slots import Slot
+from ._slots import ANSWERED, Slot
 from ._supervision import Supervisor
 from ._waits import StoreWaits
 from .stores import TaskStore
@@ -85,7 +85,7 @@ class Starter:
             self._supervisor.ends.unconfirmed(slot, _attempt_of(event), unknown.error)
             _reraise(unknown.error)
         except BaseException:
-            self._supervisor.free(slot)
+            self._supervisor.ends.let_go(slot)
             raise
         slot.record = record
         if (parent := record.parent_task_id) is not None:
@@ -99,7 +99,7 @@ class Starter:
         places = self._supervisor.places
         if slot.background and places.bounded and not self._has_live_ancestor(slot):
             slot.ticket = places.claim(slot.owner_thread_id)
-        slot.answered.set()
+        slot.advance(ANSWERED)
         return slot
 
     async def _reserve(
@@ -161,7 +161,7 @@ class Starter:
 
     async def _answer_of(self, other: Slot, request: StartRequest) -> None:
         """Let another call for this id get its answer; raise if the task is live then."""
-        await other.answered.wait()
+        await other.reach(ANSWERED)
         if self._supervisor.slots.get(other.task_id) is not other:
             return
         record, key = other.record, request.idempotency_key

@@ -27,7 +27,7 @@ from ._records import (
     TaskResult,
 )
 from ._requests import ManagerConfig
-from ._slots import Slot
+from ._slots import FREED, Slot
 from ._waits import StoreWaits
 from .stores import TaskStore
 
@@ -99,8 +99,7 @@ class Supervisor:
             self._leave_place(slot, slot.ticket)
         if slot.owner is not None:
             slot.owner.unhold()
-        slot.answered.set()
-        slot.freed.set()
+        slot.advance(FREED)
         self._hints.changed(slot.owner_thread_id, slot.task_id)
 
     def _leave_place(self, slot: Slot, ticket: Ticket) -> None:
@@ -155,10 +154,8 @@ class Supervisor:
         outcome = _outcome_of(slot, end)
         if outcome is not None:
             await self.ends.record(slot, record.attempt, outcome, *unsent)
-        elif slot.mark_error is None:
-            self.free(slot)
         else:
-            self.ends.owe_mark(slot)
+            self.ends.let_go(slot)
         if end.raised is not None or log.isEnabledFor(logging.INFO):
             with suppress(Exception):  # a logging filter of the host's must not end the others
                 self._log_end(slot, end, outcome)
@@ -189,7 +186,7 @@ class Supervisor:
     async def _deadline(self, slot: Slot) -> None:
         assert slot.deadline_s is not None
         with trio.move_on_after(slot.deadline_s) as timer:
-            await slot.freed.wait()
+            await slot.reach(FREED)
         if timer.cancelled_caught and slot.running:
             slot.stop("deadline")
 
@@ -223,7 +220,9 @@ class Supervisor:
         if outcome is None:
             return Stopped(LEASE_LOST)
         if slot.end_error is None:
-            return counted(outcome, slot.record, attempt)
+            ended = counted(outcome, slot.record, attempt)
+            owed = slot.mark_error is not None and isinstance(ended, Stopped)
+            return Cancelled() if owed else ended
         cancelled = slot.cancel_at_ms is not None or "cancel" in slot.reasons
         return Cancelled() if cancelled and not isinstance(outcome, Success) else outcome
 
