@@ -34,9 +34,12 @@ STOP_TEXT = {
 LEASE_LOST = "The lease was lost; another executor owns the task"
 
 
-@attrs.frozen
+@attrs.define
 class BodyEnd:
-    """How a body ended: it returned something, raised something, or was never run."""
+    """How a body ended: it returned something, raised something, or was never run.
+
+    Made for every attempt, and read once: what frozen costs would protect nobody (measured).
+    """
 
     returned: Any = None
     raised: BaseException | None = None

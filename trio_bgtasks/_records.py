@@ -22,7 +22,10 @@ class TaskStatus(StrEnum):
     @property
     def is_terminal(self) -> bool:
         """True for completed, failed and cancelled: nothing ever changes such a record."""
-        return self not in (TaskStatus.RUNNING, TaskStatus.STOPPED)
+        return self not in _NOT_TERMINAL
+
+
+_NOT_TERMINAL = (TaskStatus.RUNNING, TaskStatus.STOPPED)
 
 
 @attrs.frozen

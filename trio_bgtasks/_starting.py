@@ -97,7 +97,7 @@ class Starter:
             if self._is_under_unsaved_cancel(parent):
                 slot.stop("cancel")  # accepted while the store was asked
         places = self._supervisor.places
-        if slot.background and places.bounded and not self._has_live_ancestor(slot):
+        if places.bounded and slot.background and not self._has_live_ancestor(slot):
             slot.ticket = places.claim(slot.owner_thread_id)
         slot.advance(ANSWERED)
         return slot

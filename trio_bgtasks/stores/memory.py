@@ -41,6 +41,7 @@ _BRINGS: dict[type[object], tuple[str, ...]] = {
     CheckpointSaved: ("checkpoint",),
     Finished: ("result",),
 }
+_JSON_FIELDS = ("args", "metadata", "result", "checkpoint")
 _ANY_SIZE = 1 << 62  # sizes are bounded where values are given
 
 
@@ -154,7 +155,7 @@ class MemoryTaskStore:
         )
 
     def _checked(self, event: Event, after: TaskRecord) -> TaskRecord:
-        """Return the record to be stored. What is new in it is copied: nobody can change it."""
+        """Return the new record, to be stored; what came with the event is copied, it is ours."""
         fields = after.__dict__
         changes: dict[str, Any] = {} if after.seq else {"seq": self._seq + 1}
         try:
@@ -163,7 +164,8 @@ class MemoryTaskStore:
                     changes[name] = copy_json(fields[name], max_bytes=_ANY_SIZE)
         except NotJson as error:
             raise InvalidValue(f"task '{after.task_id}' cannot be stored: {error}") from None
-        return evolved(after, **changes) if changes else after
+        fields.update(changes)  # in place: `apply` made the record just now, nobody else has it
+        return after
 
     def _save(self, before: TaskRecord | None, event: Event, after: TaskRecord) -> None:
         task_id = after.task_id
@@ -429,10 +431,9 @@ def _page(rows: Iterator[TaskRecord], limit: int) -> RecordPage:
 
 def _private(record: TaskRecord) -> TaskRecord:
     """Return the record with JSON of its own, so that its owner may change what it was handed."""
-    return evolved(
-        record,
-        args=clone_json(record.args),
-        metadata=clone_json(record.metadata),
-        result=clone_json(record.result),
-        checkpoint=clone_json(record.checkpoint),
-    )
+    fields = record.__dict__
+    own: dict[str, Any] = {}
+    for name in _JSON_FIELDS:
+        if fields[name] is not None:
+            own[name] = clone_json(fields[name])
+    return evolved(record, **own)
