@@ -1,7 +1,10 @@
 """Cancels that meet an end, a resume, a lost lease, or the caller's own cancellation."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -11,6 +14,7 @@ import trio
 import trio.testing
 
 from tests.support import (
+    OTHER,
     OWNER,
     CheckpointingStore,
     FaultyStore,
@@ -20,6 +24,7 @@ from tests.support import (
     Stubborn,
     assert_idle,
     cancel_at,
+    done,
     forever,
     grow,
     request,
@@ -28,14 +33,20 @@ from tests.support import (
 )
 from trio_bgtasks import (
     BackgroundExecution,
+    Cancelled,
+    CorruptRecord,
     Event,
+    MemoryTaskStore,
     ParentCancelled,
     Stopped,
+    StoreBusy,
     Success,
+    TaskNotStopped,
     TaskRecord,
     TaskResult,
     TaskStatus,
     TaskStore,
+    TaskStoreError,
     open_task_manager,
 )
 
@@ -176,7 +187,10 @@ async def test_a_cancel_is_taken_along_by_an_end_that_is_retried(
 
 
 async def test_a_cancel_outlives_a_lost_lease(autojump_clock: trio.testing.MockClock) -> None:
-    """Its mark is owed also when the end of the attempt is another's to tell."""
+    """Its mark is owed also when the end of the attempt is another's to tell.
+
+    The slot stays for it, but nobody waits for that: others start under a fresh executor.
+    """
     store = ReplaceableStore()
     stepped = SteppedStore(store, CancelRequested=refuse)
     async with open_task_manager(stepped) as manager:
@@ -188,31 +202,243 @@ async def test_a_cancel_outlives_a_lost_lease(autojump_clock: trio.testing.MockC
         await trio.testing.wait_all_tasks_blocked()
         body.opened.set()
         await trio.sleep(20)
-        assert (await stored(store, "t")).cancel_requested_at_ms is None
-        assert len(store.handles) == 1  # the old one is still needed
-        del stepped.steps["CancelRequested"]
-        await trio.sleep(20)
-        assert (await stored(store, "t")).cancel_requested_at_ms is not None
-        assert_idle(manager)
+        assert (await stored(store, "t")).status is TaskStatus.STOPPED
         assert len(store.handles) == 2
+        assert (await manager.run(request(OTHER), done)) == Success("done")
+        summary = await manager.get(OWNER, "t")
+        assert summary is not None
+        assert summary.persistence_error is not None
+        assert "the cancellation is not stored yet" in summary.persistence_error
+        with pytest.raises(TaskNotStopped):
+            await manager.start(request(task_id="t", resume_attempt=1), forever)
+        del stepped.steps["CancelRequested"]
+        assert (await manager.wait(OWNER, "t")).status is TaskStatus.CANCELLED
+        await trio.testing.wait_all_tasks_blocked()
+        assert_idle(manager)
 
 
 async def test_a_cancel_of_a_lost_lease_is_given_up_at_the_end(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """A store that takes nothing does not keep the manager from closing."""
-    store = ReplaceableStore()
-    async with open_task_manager(SteppedStore(store, CancelRequested=refuse)) as manager:
-        body = Stubborn()
+    """A store that takes nothing does not keep the manager from closing; that names the task."""
+    store, began = ReplaceableStore(), math.inf
+    named = "closed with 1 ends not stored: t: the cancellation is not stored yet: .*: down"
+    with pytest.raises(TaskStoreError, match=named):
+        async with open_task_manager(SteppedStore(store, CancelRequested=refuse)) as manager:
+            body = Stubborn()
+            await manager.start(request(task_id="t"), body)
+            await body.entered.wait()
+            await manager.cancel(OWNER, "t")
+            store.handles[0].lost.set()
+            await trio.testing.wait_all_tasks_blocked()
+            body.opened.set()
+            await trio.sleep(1)
+            began = trio.current_time()
+    assert trio.current_time() - began < 20
+
+
+async def test_a_cancel_is_owed_for_as_long_as_the_body_runs(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Also past the shutdown grace: a last try is made when a body that would not end has ended."""
+    store, body, over = ReplaceableStore(), Stubborn(), trio.Event()
+    stepped = SteppedStore(store, CancelRequested=refuse)
+
+    async def let_go() -> None:
+        await trio.sleep(100)
+        assert not over.is_set()
+        del stepped.steps["CancelRequested"]
+        body.opened.set()
+
+    async with trio.open_nursery() as nursery:
+        async with open_task_manager(stepped) as manager:
+            await manager.start(request(task_id="t"), body)
+            await body.entered.wait()
+            await manager.cancel(OWNER, "t")
+            store.handles[0].lost.set()
+            nursery.start_soon(let_go)
+        over.set()
+    assert (await stored(store, "t")).cancel_accepted
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("outcome", [Success("done"), Stopped("enough"), Cancelled()])
+async def test_a_cancel_outlives_a_fence_that_is_not_known_here(
+    outcome: TaskResult, autojump_clock: trio.testing.MockClock, *, resumed: bool
+) -> None:
+    """The end is refused; what was accepted is not: the task is cancelled, whoever runs it now."""
+    memory, body = MemoryTaskStore(), Stubborn(outcome)
+    store = SteppedStore(memory, CancelRequested=refuse)
+    async with open_task_manager(store) as manager, open_task_manager(memory) as other:
+
+        async def fence() -> None:
+            memory._executors[manager.statistics().executor_id].fence()
+            if resumed:
+                await other.get(OWNER, "t")
+                await other.start(request(task_id="t", resume_attempt=1), forever)
+
+        await manager.start(request(task_id="t", supports_resume=True), body)
+        await body.entered.wait()
+        await manager.cancel(OWNER, "t")
+        store.steps["Finished"] = fence
+        body.opened.set()
+        await trio.sleep(1)
+        assert (await stored(memory, "t")).status is TaskStatus.RUNNING
+        assert manager.persistence_error(OWNER, "t") is not None
+        store.steps.clear()
+        for looking in (manager, other):
+            with trio.fail_after(60):
+                assert (await looking.wait(OWNER, "t")).status is TaskStatus.CANCELLED
+        assert_idle(manager)
+
+
+async def test_a_run_whose_cancel_is_owed_is_cancelled_for_its_caller(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It is not told that somebody else stopped it: that is not how it will end."""
+    memory, answers = MemoryTaskStore(), list[TaskResult]()
+    store = SteppedStore(memory, CancelRequested=refuse)
+    async with open_task_manager(store) as manager, trio.open_nursery() as nursery:
+
+        async def fence() -> None:
+            memory._executors[manager.statistics().executor_id].fence()
+
+        async def call() -> None:
+            answers.append(await manager.run(request(task_id="t"), forever))
+
+        store.steps["Finished"] = fence
+        nursery.start_soon(call)
+        await trio.testing.wait_all_tasks_blocked()
+        await manager.cancel(OWNER, "t")
+        await trio.testing.wait_all_tasks_blocked()
+        assert answers == [Cancelled()]
+        store.steps.clear()
+
+
+async def test_closing_does_not_wait_for_the_next_try_of_a_cancel(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The end took the mark along: then there is nothing left to wait for."""
+    store, body, began = SteppedStore(CancelRequested=refuse), Stubborn(), math.inf
+
+    async def let_go() -> None:
+        await trio.sleep(3.5)
+        body.opened.set()
+
+    async with trio.open_nursery() as nursery:
+        async with open_task_manager(store) as manager:
+            await manager.start(request(task_id="t"), body)
+            await body.entered.wait()
+            await manager.cancel(OWNER, "t")
+            await trio.sleep(20)
+            nursery.start_soon(let_go)
+            began = trio.current_time()
+        assert trio.current_time() - began == 3.5
+    assert (await stored(store, "t")).status is TaskStatus.CANCELLED
+
+
+async def test_a_cancel_that_a_corrupt_record_cannot_take_is_let_go(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the attempt runs it is tried again; afterwards it is lost, and the log says so."""
+
+    async def corrupt() -> None:
+        raise CorruptRecord("t", "not JSON")
+
+    store, body = ReplaceableStore(), Stubborn()
+    async with open_task_manager(SteppedStore(store, CancelRequested=corrupt)) as manager:
         await manager.start(request(task_id="t"), body)
         await body.entered.wait()
         await manager.cancel(OWNER, "t")
         store.handles[0].lost.set()
-        await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(20)
+        assert manager.persistence_error(OWNER, "t") is not None
+        assert "is lost" not in caplog.text
         body.opened.set()
+        await trio.sleep(6)
+        assert_idle(manager)
+        assert manager.persistence_error(OWNER, "t") is None
+    text = "task t: its cancel is lost: the stored record of task 't' is corrupt: not JSON"
+    assert caplog.text.count(text) == 1
+
+
+async def test_a_cancel_owed_to_a_start_that_is_refused_is_not_forgotten(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Accepted for an attempt that ended meanwhile, it meets the next start, which is refused."""
+    failed = trio.Event()
+
+    async def fail() -> None:
+        await trio.sleep(2)
+        await refuse()
+
+    async def busy() -> None:
+        await failed.wait()
+        raise StoreBusy("busy")
+
+    store, gate = SteppedStore(CancelRequested=fail, AttemptStarted=busy), Gate(Stopped("enough"))
+    async with open_task_manager(store) as manager, trio.open_nursery() as nursery:
+        await manager.start(request(task_id="t", supports_resume=True), gate)
+        await gate.entered.wait()
+
+        async def resume() -> None:
+            with pytest.raises(StoreBusy):
+                await manager.start(request(task_id="t", resume_attempt=1), forever)
+
+        async def cancel() -> None:
+            assert (await manager.cancel(OWNER, "t")).persistence_error is not None
+            failed.set()
+            await trio.sleep(10)
+            store.steps.clear()
+
+        nursery.start_soon(cancel)
         await trio.sleep(1)
-        began = trio.current_time()
-    assert trio.current_time() - began < 20
+        gate.opened.set()
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(resume)
+        await trio.sleep(5)
+        summary = await manager.get(OWNER, "t")
+        assert summary is not None
+        assert summary.status is TaskStatus.STOPPED
+        assert summary.persistence_error is not None
+        assert (await manager.wait(OWNER, "t")).status is TaskStatus.CANCELLED
+        assert_idle(manager)
+
+
+async def test_a_start_that_is_never_answered_does_not_hold_up_the_others(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """After a lost lease only bodies are waited for: that start will have none."""
+    store = ReplaceableStore()
+    stepped = SteppedStore(store, Registered=trio.sleep_forever)
+    async with open_task_manager(stepped) as manager, trio.open_nursery() as nursery:
+        nursery.start_soon(manager.start, request(task_id="t"), forever)
+        await trio.testing.wait_all_tasks_blocked()
+        store.handles[0].lost.set()
+        stepped.steps.clear()
+        with trio.fail_after(10):
+            assert (await manager.run(request(), done)) == Success("done")
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_child_that_starts_while_its_parents_cancel_is_not_stored_is_cancelled(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its start was under way when the cancel was accepted, so the store could not refuse it."""
+    store, gate, body = SteppedStore(), Gate(), Stubborn()
+    async with open_task_manager(store) as manager, trio.open_nursery() as nursery:
+        await manager.start(request(task_id="parent"), body)
+        await body.entered.wait()
+        store.steps.update(CancelRequested=refuse, Registered=partial(trio.sleep, 1))
+        nursery.start_soon(manager.start, request(task_id="t", parent_task_id="parent"), gate)
+        await trio.testing.wait_all_tasks_blocked()
+        tree = await manager.cancel_tree(OWNER, "parent")
+        assert [task.task_id for task in tree.own] == ["parent"]
+        with trio.move_on_after(10):
+            await manager.wait(OWNER, "t")
+        body.opened.set()
+        assert gate.runs == []
+        assert (await stored(store, "t")).status is TaskStatus.CANCELLED
 
 
 async def test_no_child_starts_under_a_cancel_that_is_not_stored_yet(

@@ -40,6 +40,7 @@ from trio_bgtasks import (
     TaskRecord,
     TaskResult,
     TaskStore,
+    TaskStoreError,
     UnknownTask,
     open_task_manager,
 )
@@ -253,3 +254,21 @@ async def test_a_live_summary_is_that_of_the_record(
         for task_id, summary in live.items():
             assert summary == (await stored(store, task_id)).summary()
             assert summary == await manager.get(OWNER, task_id)
+
+
+async def test_a_resume_meets_one_of_which_nothing_is_known_yet(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its start could not be confirmed: it may be running, and is not unknown to its owner."""
+    store = FaultyStore()
+    async with open_task_manager(store) as manager:
+        await manager.run(request(task_id="t", supports_resume=True), stop)
+        again = request(task_id="t", resume_attempt=1)
+        store.break_down("apply", "load")
+        with pytest.raises(TaskStoreError, match="store is down"):
+            await manager.start(again, forever)
+        with pytest.raises(TaskNotStopped, match="running"):
+            await manager.start(again, forever)
+        with pytest.raises(UnknownTask):
+            await manager.start(request(OTHER, task_id="t", resume_attempt=1), forever)
+        store.repair()

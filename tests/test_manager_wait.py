@@ -13,6 +13,8 @@ from tests.support import (
     OWNER,
     FaultyStore,
     Gate,
+    ReplaceableStore,
+    StallingStore,
     Stubborn,
     done,
     ended,
@@ -36,6 +38,8 @@ from trio_bgtasks import (
     UnknownTask,
     open_task_manager,
 )
+
+ORPHAN = "No live executor found; marked stopped"
 
 # ---- waiting -------------------------------------------------------------------------------------
 
@@ -150,6 +154,56 @@ async def test_wait_waits_for_the_store(autojump_clock: trio.testing.MockClock) 
         assert scope.cancelled_caught
         store.repair()
         assert (await manager.wait(OWNER, "t")).result == "done"
+
+
+async def test_wait_does_not_wait_for_a_body_that_lost_its_lease(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """In the store another machine has ended the task: so ``get`` says, and so does ``wait``."""
+    store, body, seen = StallingStore(), Stubborn(), list[Any]()
+    async with opened(store.inner) as other, opened(store, poll_s=2) as manager:
+
+        async def wait() -> None:
+            seen.append(await manager.wait(OWNER, "t"))
+
+        await manager.start(request(task_id="t"), body)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await other.wait(OWNER, "t")
+            nursery.start_soon(wait)
+            await trio.sleep(2)
+            running = manager.statistics().background
+            body.opened.set()
+            assert running == 1
+            assert [(summary.status, summary.error) for summary in seen] == [
+                ("stopped", ORPHAN)
+            ] * 2
+
+
+async def test_wait_asks_the_store_for_what_is_live_only_when_the_lease_is_lost(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Before, it is woken; afterwards a store that cannot be read is asked again."""
+    inner, body = ReplaceableStore(), Stubborn(Success("done"))
+    store, seen = FaultyStore(inner), list[Any]()
+    async with opened(store, poll_s=2) as manager, trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            seen.append((await manager.wait(OWNER, "t")).result)
+
+        await manager.start(request(task_id="t"), body)
+        store.break_down("load")
+        nursery.start_soon(wait)
+        await trio.sleep(100)
+        assert store.made["load"] == 0
+        inner.handles[0].lost.set()
+        await trio.sleep(19)
+        asked = store.made["load"]
+        store.repair()
+        body.opened.set()
+        assert asked == 10
+        await trio.testing.wait_all_tasks_blocked()
+        assert seen == ["done"]
 
 
 # ---- close_owner ---------------------------------------------------------------------------------

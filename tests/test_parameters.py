@@ -142,3 +142,28 @@ def test_what_is_missing_anyway_is_no_objection() -> None:
     """Required parameters are missing with the parameter and without."""
     assert objections(CLOSED, {}) == []
     assert objections({"required": ["a"]}, {"extra": True}) == []
+
+
+def chain(steps: int, *, twice: bool) -> dict[str, Any]:
+    """Return a schema in which each definition refers to the next one, once or twice."""
+    refs = [{"$ref": f"#/$defs/{n + 1}"} for n in range(steps)]
+    defs: dict[str, Any] = {
+        str(n): {"allOf": [ref, ref] if twice else [ref]} for n, ref in enumerate(refs)
+    }
+    return {"$ref": "#/$defs/0", "$defs": {**defs, str(steps): CLOSED}}
+
+
+@pytest.mark.parametrize(("steps", "twice"), [(100, True), (12, True), (1000, False)])
+def test_a_schema_whose_references_explode_is_refused(steps: int, *, twice: bool) -> None:
+    """At once, and clearly: a schema may come from anywhere."""
+    for call in (declared, lambda schema: extended(schema, ADDED)):
+        with pytest.raises(ValueError, match="its references lead to too many parts"):
+            call(chain(steps, twice=twice))
+
+
+@pytest.mark.parametrize(("steps", "twice"), [(7, True), (40, False)])
+def test_a_schema_of_many_references_is_not(steps: int, *, twice: bool) -> None:
+    """What people write is far from that."""
+    schema = chain(steps, twice=twice)
+    assert declared(schema) == {"a"}
+    assert schema_validator(extended(schema, ADDED)).is_valid({"a": 1, "extra": True})

@@ -455,6 +455,34 @@ def test_ctrl_c_while_the_manager_waits_for_its_store(k: int) -> None:
     assert record.status is (TaskStatus.COMPLETED if ran else TaskStatus.STOPPED)
 
 
+def test_ctrl_c_while_a_start_looks_up_its_lineage() -> None:
+    """It is stored already: it ends as stopped, its body does not run, and no slot is left."""
+    store, gate = FaultyStore(), Gate()
+
+    @trio.lowlevel.enable_ki_protection  # so that it meets the main task
+    async def press() -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        assert store.struck
+        signal.raise_signal(signal.SIGINT)
+
+    async def main() -> None:
+        async with opened(store, attempts_total=2) as manager:
+            await ended(manager, await manager.start(request(task_id="parent"), done))
+            store.break_down("load", fault="hang")
+            trio.lowlevel.spawn_system_task(press)
+            with pytest.raises(KeyboardInterrupt):
+                await manager.start(request(task_id="t", parent_task_id="parent"), gate)
+            store.repair()
+            with trio.fail_after(5):
+                assert (await manager.wait(OWNER, "t")).status is TaskStatus.STOPPED
+            assert_idle(manager)
+
+    trio.run(main)
+    assert gate.runs == []
+    record = trio.run(stored, store, "t")
+    assert record.error == "Its start could not be confirmed in time; its body did not run"
+
+
 def test_ctrl_c_while_the_manager_closes() -> None:
     """A second Ctrl-C during a long clean-up leaves bare, after the clean-up."""
     store, body = MemoryTaskStore(), Stubborn()

@@ -12,8 +12,9 @@ import trio
 
 from ._errors import Refused, StaleAttempt
 from ._json import clean_text
-from ._lifecycle import Event, OutputAppended, ProgressReported
+from ._lifecycle import AttemptWrite, OutputAppended, ProgressReported
 from ._records import Progress, TaskRecord
+from .stores import TaskStore
 
 log = logging.getLogger("trio_bgtasks.execution")
 
@@ -26,27 +27,12 @@ _CONTINUATION = 0x80  # the two high bits of every byte of a UTF-8 character but
 
 @attrs.frozen
 class AttemptPort:
-    """The way from an attempt to its store: who writes, with which clock, where helpers run."""
+    """The way from the attempts of a manager to its store: with which clock, where helpers run."""
 
-    task_id: str
-    owner_thread_id: str
-    executor_id: str
-    attempt: int
-    apply: Callable[[str, Event], Awaitable[TaskRecord]]
+    store: TaskStore
     clock_ms: Callable[[], int]
     start_soon: Callable[[Callable[[], Awaitable[None]], str], None]
-
-    async def write(self, event: Event) -> TaskRecord:
-        """Store a write of the attempt."""
-        return await self.apply(self.task_id, event)
-
-    def extra(self) -> dict[str, object]:
-        """Return the ``extra`` fields of a log line about this attempt."""
-        return {
-            "task_id": self.task_id,
-            "owner_thread_id": self.owner_thread_id,
-            "attempt": self.attempt,
-        }
+    keep_bytes: int
 
 
 class AttemptLog:
@@ -56,39 +42,48 @@ class AttemptLog:
     taken along by the attempt's end. Offsets make a repeated or doubled write harmless.
     """
 
-    def __init__(self, port: AttemptPort, offset: int, keep_bytes: int) -> None:
-        self._port = port
-        self.keep_bytes = keep_bytes
-        self._parts: deque[bytes] = deque()
-        self._offset = offset  # of the first unsent byte, in all output of the task
-        self._pending = 0
-        self._progress: Progress | None = None
-        self._progress_after = -math.inf
-        self._closed = False
-        self._refused = False  # the store takes no more output of this attempt
-        # Made with the helper: most attempts say nothing, and are started by the thousand.
-        self._news: trio.Event
-        self._drained: trio.Event
-        self._flushing: trio.CancelScope | None = None
+    # Most attempts say nothing, and are started by the thousand: what only a word needs is made
+    # with the first one, and until then the class has the values.
+    _pending = 0
+    _progress: Progress | None = None
+    _progress_after = -math.inf
+    _closed = False
+    _refused = False  # the store takes no more output of this attempt
+    _flushing: trio.CancelScope | None = None
+    _parts: deque[bytes]
+    _news: trio.Event
+    _drained: trio.Event
+
+    def __init__(self, port: AttemptPort, record: TaskRecord) -> None:
+        self.port = port
+        self._record = record  # as the attempt began: who writes
+        self._offset = record.output_bytes  # of the first unsent byte, in all output of the task
 
     def write(self, text: str) -> None:
         """Take ``text``; over the bound, the oldest unsent text is given up."""
-        self.check_open()
+        self._open()
         data = clean_text(text).encode()
         self._parts.append(data)
         self._pending += len(data)
-        excess = self._pending - self.keep_bytes
+        excess = self._pending - self.port.keep_bytes
         if excess > 0:
             self._drop(excess)
             while self._parts[0][0] & 0xC0 == _CONTINUATION:  # not within a character
                 self._drop(1)
-        self._wake()
+        self._news.set()
 
     def report(self, progress: Progress) -> None:
         """Take the latest progress; it replaces one that was not stored yet."""
-        self.check_open()
+        self._open()
         self._progress = progress
-        self._wake()
+        self._news.set()
+
+    async def store(self, kind: Callable[..., AttemptWrite], *fields: object) -> TaskRecord:
+        """Store a write of the attempt: an event of this kind."""
+        record, port = self._record, self.port
+        assert record.executor_id is not None
+        event = kind(port.clock_ms(), record.executor_id, record.attempt, *fields)
+        return await port.store.apply(record.task_id, event)
 
     async def drained(self) -> None:
         """Wait until unsent output is below the high-water mark again."""
@@ -101,9 +96,10 @@ class AttemptLog:
         A write that is under way may still arrive: what it stored is passed over at the end.
         """
         self._closed = True
-        if self._flushing is not None:
-            self._drained.set()
-            self._flushing.cancel()
+        if self._flushing is None:
+            return self._offset, "", None
+        self._drained.set()
+        self._flushing.cancel()
         unsent = self._unsent()
         self._parts.clear()  # whoever keeps the execution does not keep its output
         return *unsent, self._progress
@@ -116,15 +112,17 @@ class AttemptLog:
     def check_open(self) -> None:
         """Raise `StaleAttempt` once the body has ended."""
         if self._closed:
-            port = self._port
-            raise StaleAttempt(port.task_id, port.attempt, port.attempt, "ended")
+            attempt = self._record.attempt
+            raise StaleAttempt(self._record.task_id, attempt, attempt, "ended")
 
-    def _wake(self) -> None:
+    def _open(self) -> None:
+        """Make ready for a word."""
+        self.check_open()
         if self._flushing is None:
             self._flushing = trio.CancelScope()
+            self._parts = deque()
             self._news, self._drained = trio.Event(), trio.Event()
-            self._port.start_soon(self._flush_for_ever, f"output of {self._port.task_id}")
-        self._news.set()
+            self.port.start_soon(self._flush_for_ever, f"output of {self._record.task_id}")
 
     def _drop(self, size: int) -> None:
         """Forget ``size`` bytes at the start: they are stored, or given up."""
@@ -157,21 +155,16 @@ class AttemptLog:
                         "output not stored yet: %s: %s",
                         type(error).__name__,
                         error,
-                        extra=self._port.extra(),
+                        extra=self._extra(),
                     )
                     self._news.set()
                     pause_s = _BACKOFF_S
                 await trio.sleep(pause_s)  # let text gather
 
     async def _flush(self) -> None:
-        port = self._port
         offset, text = self._unsent()
         if text:
-            await port.write(
-                OutputAppended(
-                    port.clock_ms(), port.executor_id, port.attempt, offset, text, self.keep_bytes
-                )
-            )
+            await self.store(OutputAppended, offset, text, self.port.keep_bytes)
             self._stored(offset + len(text.encode()))
         progress, now = self._progress, trio.current_time()
         if progress is None:
@@ -180,9 +173,7 @@ class AttemptLog:
             self._news.set()
             return
         self._progress_after = now + _PROGRESS_S
-        await port.write(
-            ProgressReported(port.clock_ms(), port.executor_id, port.attempt, progress)
-        )
+        await self.store(ProgressReported, progress)
         if self._progress is progress:
             self._progress = None
 
@@ -194,3 +185,11 @@ class AttemptLog:
         if self._pending <= _HIGH_WATER:
             self._drained.set()
             self._drained = trio.Event()
+
+    def _extra(self) -> dict[str, object]:
+        record = self._record
+        return {
+            "task_id": record.task_id,
+            "owner_thread_id": record.owner_thread_id,
+            "attempt": record.attempt,
+        }

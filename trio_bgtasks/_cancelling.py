@@ -13,6 +13,7 @@ from ._lifecycle import CancelRequested
 from ._records import TaskRecord, TaskStatus, TaskSummary
 from ._requests import CancelledTree, ManagerConfig
 from ._slots import Slot
+from ._supervision import Supervisor
 from ._waits import StoreWaits
 from .stores import RecordPage, TaskStore
 
@@ -27,13 +28,14 @@ class Canceller:
         store: TaskStore,
         config: ManagerConfig,
         waits: StoreWaits,
-        slots: dict[str, Slot],
+        supervisor: Supervisor,
         hints: Hints,
     ) -> None:
         self._store = store
         self._config = config
         self._waits = waits
-        self._slots = slots
+        self._slots = supervisor.slots
+        self._ends = supervisor.ends
         self._hints = hints
 
     async def cancel(self, record: TaskRecord, within_s: float | None = None) -> TaskSummary:
@@ -61,7 +63,7 @@ class Canceller:
             self._hints.changed(after.owner_thread_id, after.task_id)
             return after.summary()
         slot.cancel_at_ms = after.cancel_requested_at_ms
-        slot.mark_error = None
+        self._ends.marked(slot)
         slot.stop("cancel")
         self._hints.changed(slot.owner_thread_id, slot.task_id, wake=False)
         return slot.summary(after)
@@ -81,11 +83,11 @@ class Canceller:
     def _cancel_unsaved(
         self, slot: Slot, record: TaskRecord, now: int, error: Exception
     ) -> TaskSummary:
-        slot.cancel_at_ms = slot.cancel_at_ms or now
-        slot.mark_error = f"the cancellation is not stored yet: {type(error).__name__}: {error}"
+        if slot.cancel_at_ms is None:  # else it is stored, or owed, already
+            slot.cancel_at_ms = now
+            self._ends.owe_mark(slot, error)
         slot.stop("cancel")
         self._hints.changed(slot.owner_thread_id, slot.task_id, wake=False)
-        log.warning("task %s: %s", slot.task_id, slot.mark_error, extra=slot.extra())
         return slot.summary(slot.record or record)
 
     async def cancel_tree(self, root: TaskRecord) -> CancelledTree:

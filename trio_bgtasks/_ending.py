@@ -1,4 +1,4 @@
-"""The ends of attempts: stored at once where that is possible, else again and again."""
+"""The ends of attempts, and cancels: stored at once if possible, else again and again."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from functools import partial
 import attrs
 import trio
 
-from ._errors import ExecutorFenced, InvalidValue, Refused
+from ._errors import CorruptRecord, ExecutorFenced, InvalidValue, Refused, TaskStoreError
 from ._lifecycle import CancelRequested, Finished
-from ._liveness import store_mark
-from ._records import Failed, Progress, Stopped, Success, TaskRecord, TaskResult, TaskStatus
+from ._records import Failed, Progress, Stopped, Success, TaskRecord, TaskResult
 from ._requests import ManagerConfig
-from ._slots import Slot
+from ._slots import FREED, RETURNED, Slot
 from ._waits import StoreWaits
 from .stores import TaskStore
 
@@ -22,16 +21,19 @@ log = logging.getLogger("trio_bgtasks.supervision")
 
 _RETRY_FIRST_S = 0.1
 _RETRY_MOST_S = 5.0
+_NO_ANSWER = "the store did not answer in time"
 UNCONFIRMED = "Its start could not be confirmed in time; its body did not run"
 
 
 class Ends:
-    """Stores how attempts ended, and frees each slot once that is stored, or given up at the end.
+    """Stores how attempts ended, and the cancels that were accepted though they are not stored.
+
+    A slot is freed once its attempt is over and nothing of it is to be stored, or that is given up.
 
     Attributes:
         finished: How many ends were stored.
         write_retries: How many writes of ends were repeated.
-        given_up: The ends, by task, that the store refused to the end of the shutdown grace.
+        given_up: What the store refused, by task, to the end of the shutdown grace.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Ends:
         output: str,
         progress: Progress | None,
     ) -> None:
-        """Store the end and free the slot; leave that to a helper if the store does not take it."""
+        """Store the end and let the slot go; leave that to a helper if the store refuses it."""
         event = self._finished(slot, attempt, outcome, output_offset, output, progress)
         try:
             error = await self._try_end(slot, event)
@@ -69,18 +71,32 @@ class Ends:
             self._retry_later(slot, event, _named(interrupt))
             raise
         if error is None:
-            self._free(slot)
+            self.let_go(slot)
         else:
             self._retry_later(slot, event, error)
 
     def unconfirmed(self, slot: Slot, attempt: int, error: BaseException) -> None:
         """End an attempt whose start may have been stored, but whose body was not run."""
         self._retry_later(slot, self._finished(slot, attempt, Stopped(UNCONFIRMED)), _named(error))
-        slot.answered.set()
 
-    def owe_mark(self, slot: Slot) -> None:
-        """Store the accepted cancel of an attempt that lost its lease, and with it its end."""
-        self._start_soon(partial(self._store_mark, slot), f"cancel mark of {slot.task_id}")
+    def let_go(self, slot: Slot) -> None:
+        """Note that nothing of the attempt runs any more; free its slot if all of it is stored."""
+        slot.advance(RETURNED)
+        if slot.persistence_error is None:
+            self._free(slot)
+
+    def owe_mark(self, slot: Slot, error: Exception) -> None:
+        """Store an accepted cancel that the store did not take; until then the slot stays."""
+        slot.mark_error = f"the cancellation is not stored yet: {_named(error)}"
+        log.warning("task %s: %s", slot.task_id, slot.mark_error, extra=slot.extra())
+        self._start_soon(partial(self._retry_mark, slot), f"cancel mark of {slot.task_id}")
+
+    def marked(self, slot: Slot) -> None:
+        """Note that an accepted cancel is stored."""
+        if slot.mark_error is not None:
+            slot.mark_error = None
+            if slot.stage == RETURNED:
+                self.let_go(slot)
 
     def _finished(
         self,
@@ -104,41 +120,40 @@ class Ends:
             output_offset,
             output,
             self._config.output_bytes,
-            announce=slot.background or slot.caller_gone,
-            progress=progress,
+            slot.background or slot.caller_gone,  # is it announced?
+            progress,
         )
 
     async def _try_end(self, slot: Slot, event: Finished) -> str | None:
         """Store the end; return None when it is settled, else why it is not."""
-        with self._waits.answer(self._config.write_grace_s, shield=True):
-            try:
+        try:
+            if self._waits.at_once:
                 slot.record = await self._apply_end(slot, event)
-            except Exception as failure:  # noqa: BLE001 - a store may fail in any way
-                return _named(failure)
-            slot.end_error = None
-            self.finished += slot.record is not None  # there may have been no such start
-            return None
-        return "the store did not answer in time"
+            else:
+                with self._waits.bound(self._config.write_grace_s, shield=True) as answer:
+                    slot.record = await self._apply_end(slot, event)
+                if answer.cancelled_caught:
+                    return _NO_ANSWER
+        except Exception as failure:  # noqa: BLE001 - a store may fail in any way
+            return _named(failure)
+        slot.end_error = None
+        if slot.record is None or slot.record.status.is_terminal or slot.record.cancel_accepted:
+            slot.mark_error = None
+        self.finished += slot.record is not None  # there may have been no such start
+        return None
 
     async def _apply_end(self, slot: Slot, event: Finished) -> TaskRecord | None:
-        record = await self._finish(slot, event)
-        if slot.cancel_at_ms is None or record is None or record.status is not TaskStatus.STOPPED:
-            return record
-        # It was accepted while the end was on its way, which did not take it along.
-        return await self._store.apply(slot.task_id, CancelRequested(slot.cancel_at_ms))
-
-    async def _finish(self, slot: Slot, event: Finished) -> TaskRecord | None:
         try:
             return await self._store.apply(slot.task_id, event)
         except InvalidValue as blame:
-            return await self._finish_refused(slot, attrs.evolve(event, outcome=_failed(blame)))
+            return await self._apply_refused(slot, attrs.evolve(event, outcome=_failed(blame)))
         except Refused as refusal:
             # An earlier try was applied after all, or somebody else ended the attempt for good.
             if isinstance(refusal, ExecutorFenced):
                 slot.executor.lost.set()
             return await self._store.load(slot.task_id)
 
-    async def _finish_refused(self, slot: Slot, event: Finished) -> TaskRecord:
+    async def _apply_refused(self, slot: Slot, event: Finished) -> TaskRecord:
         """End an attempt, as failed, of which the store refuses the result, or the last words."""
         try:
             return await self._store.apply(slot.task_id, event)
@@ -148,6 +163,7 @@ class Ends:
 
     def _retry_later(self, slot: Slot, event: Finished, error: str) -> None:
         self._note_unsaved(slot, event, error)
+        self.let_go(slot)
         self._start_soon(partial(self._retry_end, slot, event), f"end of {slot.task_id}")
 
     def _note_unsaved(self, slot: Slot, event: Finished, error: str) -> None:
@@ -158,35 +174,70 @@ class Ends:
     async def _retry_end(self, slot: Slot, event: Finished) -> None:
         delay = _RETRY_FIRST_S
         while not self._waits.over:
-            delay = await self._pause(delay)
+            delay = await self._pause(slot, delay)
             self.write_retries += 1
             if slot.cancel_at_ms is not None and event.cancel_requested_at_ms is None:
                 event = attrs.evolve(event, cancel_requested_at_ms=slot.cancel_at_ms)
             error = await self._try_end(slot, event)
             if error is None:
-                break
+                self.let_go(slot)
+                return
             self._note_unsaved(slot, event, error)
-        else:
-            self.given_up[slot.task_id] = slot.end_error or ""
-        self._free(slot)
+        self._give_up(slot)
 
-    async def _store_mark(self, slot: Slot) -> None:
+    async def _retry_mark(self, slot: Slot) -> None:
         delay = _RETRY_FIRST_S
-        while slot.mark_error is not None and not self._waits.over:
-            delay = await self._pause(delay)
-            with self._waits.bound(self._config.write_grace_s):
-                try:
-                    await store_mark(self._store, slot)
-                except Exception as error:  # noqa: BLE001 - a store may fail in any way
-                    log.warning("task %s: %s", slot.task_id, _named(error), extra=slot.extra())
-        self._free(slot)
+        while slot.mark_error is not None:
+            delay = await self._pause(slot, delay)
+            error = await self._try_mark(slot)
+            if error is None:
+                self.marked(slot)
+            else:
+                self._note_unmarked(slot, error)
 
-    async def _pause(self, delay: float) -> float:
+    async def _try_mark(self, slot: Slot) -> Exception | None:
+        """Store the mark; return None when nothing is owed any more, else why it is."""
+        if slot.mark_error is None:
+            return None  # the end took it along, or another cancel stored it
+        assert slot.cancel_at_ms is not None
+        with self._waits.bound(self._config.write_grace_s):
+            try:
+                record = await self._store.apply(slot.task_id, CancelRequested(slot.cancel_at_ms))
+            except Refused:
+                return None  # it has ended
+            except Exception as error:  # noqa: BLE001 - a store may fail in any way
+                return error
+            if slot.stage == RETURNED:
+                slot.record = record
+            return None
+        return TaskStoreError(_NO_ANSWER)
+
+    def _note_unmarked(self, slot: Slot, error: Exception) -> None:
+        if slot.mark_error is None:
+            return  # settled meanwhile
+        log.warning(
+            "task %s: its cancel is not stored: %s", slot.task_id, error, extra=slot.extra()
+        )
+        if slot.end_error is not None or slot.stage < RETURNED:
+            return  # its end may take it along
+        if self._waits.over:
+            self._give_up(slot)
+        elif isinstance(error, CorruptRecord):
+            log.error("task %s: its cancel is lost: %s", slot.task_id, error, extra=slot.extra())
+            self.marked(slot)
+
+    def _give_up(self, slot: Slot) -> None:
+        self.given_up[slot.task_id] = slot.persistence_error or ""
+        slot.end_error = slot.mark_error = None
+        self.let_go(slot)
+
+    async def _pause(self, slot: Slot, delay: float) -> float:
         """Wait before a retry; return how long to wait next time. Closing hurries the first."""
         with self._waits.bound(delay):
             if self._closing.is_set():
-                await trio.sleep_forever()
-            await self._closing.wait()
+                await slot.reach(FREED)
+            else:
+                await self._closing.wait()
             return _RETRY_FIRST_S
         return min(delay * 2, _RETRY_MOST_S)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextvars import ContextVar, Token
 from typing import Any, Literal, TypeAlias, cast, final
 
 import attrs
 import trio
 
-from ._attempt_log import AttemptLog, AttemptPort
+from ._attempt_log import AttemptLog
 from ._json import clean_text, clone_json, json_value, shorten
 from ._lifecycle import CheckpointSaved
 from ._records import Progress, TaskRecord
@@ -46,7 +45,6 @@ class BackgroundExecution:
 
     __slots__ = (
         "_log",
-        "_port",
         "_reasons",
         "attempt",
         "cancel_scope",
@@ -62,9 +60,8 @@ class BackgroundExecution:
     def __init__(
         self,
         record: TaskRecord,
-        port: AttemptPort,
-        cancel_scope: trio.CancelScope,
         log_: AttemptLog,
+        cancel_scope: trio.CancelScope,
         reasons: set[str],
         lock_fds: tuple[int, ...],
     ) -> None:
@@ -76,9 +73,8 @@ class BackgroundExecution:
         self.checkpoint: Any = record.checkpoint
         self.cancel_scope: trio.CancelScope = cancel_scope
         self.lock_fds: tuple[int, ...] = lock_fds
-        self.output_limit: int = log_.keep_bytes
+        self.output_limit: int = log_.port.keep_bytes
         self._log = log_
-        self._port = port
         self._reasons = reasons
 
     def __repr__(self) -> str:
@@ -106,8 +102,7 @@ class BackgroundExecution:
         copied = json_value(value, "checkpoint")
         await trio.lowlevel.checkpoint()
         self._log.check_open()
-        port = self._port
-        await port.write(CheckpointSaved(port.clock_ms(), port.executor_id, port.attempt, copied))
+        await self._log.store(CheckpointSaved, copied)
         self.checkpoint = clone_json(copied)
 
     async def write_output(self, text: str) -> None:
@@ -166,7 +161,8 @@ class Ambient:
     token: Token[Ambient | None] | None = None
 
     def __enter__(self) -> None:
-        self.outer = next(iter(list(around())), None)
+        above = around()
+        self.outer = above[0] if above else None
         self.live = True
         self.token = _current.set(self)
 
@@ -179,14 +175,16 @@ class Ambient:
 _current: ContextVar[Ambient | None] = ContextVar("trio_bgtasks_current", default=None)
 
 
-def around() -> Iterator[Ambient]:
-    """Yield every running attempt around this call, innermost first, of whatever manager."""
-    found = _living(_current.get())
-    while found is not None:
-        yield found
+def around() -> list[Ambient]:
+    """Return every running attempt around this call, innermost first, of whatever manager."""
+    found: list[Ambient] = []
+    here = _living(_current.get())
+    while here is not None:
+        found.append(here)
         # Those that ended are forgotten: each task may start the next one, for ever.
-        found.outer = _living(found.outer)
-        found = found.outer
+        here.outer = _living(here.outer)
+        here = here.outer
+    return found
 
 
 def _living(found: Ambient | None) -> Ambient | None:
@@ -195,9 +193,10 @@ def _living(found: Ambient | None) -> Ambient | None:
     return found
 
 
-def ambient(manager: object) -> Iterator[BackgroundExecution]:
-    """Yield every running attempt of ``manager`` around this call, innermost first."""
-    return (found.execution for found in around() if found.manager is manager)
+def ambient(manager: object) -> list[BackgroundExecution]:
+    """Return every running attempt of ``manager`` around this call, innermost first."""
+    found = around()
+    return [one.execution for one in found if one.manager is manager] if found else []
 
 
 def current_execution() -> BackgroundExecution:

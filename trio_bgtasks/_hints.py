@@ -71,7 +71,7 @@ class Subscription(trio.abc.ReceiveChannel[str]):
 
 
 class Hints:
-    """The waiters and subscribers of one manager."""
+    """The waiters (``waiters`` of them, however they wait) and subscribers of one manager."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, tuple[trio.Event, int]] = {}
@@ -86,7 +86,7 @@ class Hints:
 
     def watch(self, task_id: str) -> Watch:
         """Return a context manager that registers a waiter for ``task_id``."""
-        return Watch(self._waiting, self, task_id)
+        return Watch(self._waiting, task_id)
 
     def changed(self, owner_thread_id: str, task_id: str, *, wake: bool = True) -> None:
         """Tell subscribers of the owner; with ``wake``, also who waits for the task."""
@@ -125,13 +125,10 @@ class Hints:
 class Watch:
     """A registered waiter: ``event`` fires at the next change. Take it before reading the truth."""
 
-    __slots__ = ("_hints", "_task_id", "_waiting")
+    __slots__ = ("_task_id", "_waiting")
 
-    def __init__(
-        self, waiting: dict[str, tuple[trio.Event, int]], hints: Hints, task_id: str
-    ) -> None:
+    def __init__(self, waiting: dict[str, tuple[trio.Event, int]], task_id: str) -> None:
         self._waiting = waiting
-        self._hints = hints
         self._task_id = task_id
 
     @property
@@ -142,12 +139,10 @@ class Watch:
     def __enter__(self) -> Self:
         event, count = self._waiting.get(self._task_id) or (trio.Event(), 0)
         self._waiting[self._task_id] = event, count + 1
-        self._hints.waiters += 1
         return self
 
     def __exit__(self, *_: object) -> None:
         event, count = self._waiting[self._task_id]
-        self._hints.waiters -= 1
         if count > 1:
             self._waiting[self._task_id] = event, count - 1
         else:

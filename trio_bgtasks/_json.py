@@ -27,6 +27,8 @@ _INT_MIN, _INT_MAX = -(1 << 63), (1 << 63) - 1
 # Seeded by the system, once a process: a system call for each id costs more than the rest of it.
 _ids = random.Random()  # noqa: S311 - ids are unique, not secret
 os.register_at_fork(after_in_child=_ids.seed)
+_UUID7 = 0x7 << 76 | 0x2 << 62  # version 7, the variant of RFC 9562
+_RANDOM_BITS = ~(0xF << 76 | 0x3 << 62)  # all but those two
 # Lone surrogates cannot be encoded, U+0000 cannot be stored by every store.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -64,9 +66,9 @@ def clone_json(value: Any) -> Any:
     if value is None:
         return None
     if isinstance(value, dict):
-        return {key: clone_json(item) for key, item in cast("JsonObject", value).items()}
+        return {key: clone_json(item) for key, item in value.items()} if value else {}  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, list):
-        return [clone_json(item) for item in cast("list[JsonValue]", value)]
+        return [clone_json(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
     return value
 
 
@@ -200,7 +202,4 @@ def check_id(value: object, field: str) -> str:
 def new_id(prefix: str) -> str:
     """Return ``prefix`` and a uuid7 in hex: unique; to the millisecond, in order of creation."""
     millis = time.time_ns() // 1_000_000
-    bits = (millis & ((1 << 48) - 1)) << 80 | _ids.getrandbits(80)
-    bits = bits & ~(0xF << 76) | 0x7 << 76  # version 7
-    bits = bits & ~(0x3 << 62) | 0x2 << 62  # the RFC 9562 variant
-    return f"{prefix}{bits:032x}"
+    return f"{prefix}{millis << 80 | _ids.getrandbits(80) & _RANDOM_BITS | _UUID7:032x}"

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from typing import TypeVarTuple
 
 import trio
 
 from ._errors import Refused
 from ._hints import Hints
-from ._lifecycle import CancelRequested, Finished
+from ._lifecycle import Finished
 from ._records import Stopped, TaskRecord
 from ._requests import ManagerConfig, cutoff_ms
-from ._slots import Slot
+from ._slots import ANSWERED, RETURNED, Slot
 from ._waits import StoreWaits
 from .stores import ExecutorHandle, SweepReport, TaskStore
 
 log = logging.getLogger("trio_bgtasks.liveness")
-
-_Args = TypeVarTuple("_Args")
 
 _REOPEN_S = 1.0
 LEFT_BEHIND = "No attempt of the live executor runs this task; marked stopped"
@@ -97,7 +93,8 @@ class Liveness:
         for slot in lost:
             slot.stop("fenced")
         for slot in lost:
-            await slot.freed.wait()
+            if slot.stage >= ANSWERED:  # else no body of it runs, nor will
+                await slot.reach(RETURNED)
 
     # ---- sweeps -------------------------------------------------------------------------------
 
@@ -105,7 +102,8 @@ class Liveness:
         """Find orphans, and our own running records without a slot, every ``sweep_s``."""
         while True:
             await trio.sleep(self._config.sweep_s)
-            await _guarded(self._sweep_once, what="sweep")
+            # One that is never answered is not to be the last one.
+            await self._try(self._sweep_once, self._config.lease.lease_s, "sweep")
 
     async def _sweep_once(self) -> None:
         report = await self._sweep()
@@ -167,14 +165,11 @@ class Liveness:
     # ---- cancels from elsewhere ---------------------------------------------------------------
 
     async def poll_for_ever(self) -> None:
-        """See cancels that others accepted, and store the marks that we owe."""
+        """See cancels that others accepted."""
         while True:
             await trio.sleep(self._config.poll_s)
-            for slot in list(self._slots.values()):
-                if slot.mark_error is not None:
-                    await self._bounded(store_mark, self._store, slot, what="cancel mark")
             if self._slots:
-                await self._bounded(self._see_marks, what="poll for cancels")
+                await self._try(self._see_marks, self._config.write_grace_s, "poll for cancels")
 
     async def _see_marks(self) -> None:
         for task_id in await self._store.cancel_marks(self.executor_id):
@@ -182,30 +177,15 @@ class Liveness:
             if slot is not None and "cancel" not in slot.reasons:
                 slot.stop("cancel")
 
-    async def _bounded(
-        self, afn: Callable[[*_Args], Awaitable[None]], *args: *_Args, what: str
-    ) -> None:
-        """Do one small piece of a service; one that hangs does not hold up the others for ever."""
-        with self._waits.bound(self._config.write_grace_s):
-            await _guarded(afn, *args, what=what)
+    async def _try(self, afn: Callable[[], Awaitable[None]], within_s: float, what: str) -> None:
+        """Do one piece of a service, which goes on whatever becomes of this one."""
+        with self._waits.bound(within_s):
+            try:
+                await afn()
+            except Exception as error:  # noqa: BLE001 - a store may fail in any way
+                log.warning("%s failed: %s: %s", what, type(error).__name__, error)
             return
         log.warning("%s failed: the store did not answer in time", what)
-
-
-async def store_mark(store: TaskStore, slot: Slot) -> None:
-    """Store the cancel mark that could not be stored before."""
-    assert slot.cancel_at_ms is not None
-    with suppress(Refused):  # the end took the mark along
-        await store.apply(slot.task_id, CancelRequested(slot.cancel_at_ms))
-    slot.mark_error = None
-
-
-async def _guarded(afn: Callable[[*_Args], Awaitable[None]], *args: *_Args, what: str) -> None:
-    """Do one piece of a service, which goes on whatever becomes of this one."""
-    try:
-        await afn(*args)
-    except Exception as error:  # noqa: BLE001 - a store may fail in any way
-        log.warning("%s failed: %s: %s", what, type(error).__name__, error)
 
 
 async def _first_of(*waits: Callable[[], Awaitable[None]]) -> None:

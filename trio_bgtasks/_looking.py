@@ -12,7 +12,7 @@ from ._hints import Hints
 from ._liveness import Liveness
 from ._records import TaskRecord, TaskStatus, TaskSummary
 from ._requests import ManagerConfig
-from ._slots import Slot
+from ._slots import ANSWERED, FREED, Slot
 from ._supervision import Supervisor
 from .stores import TaskStore
 
@@ -48,7 +48,7 @@ class Looker:
         """Load a task of this owner (None: of any); look after its executor if that is foreign."""
         slot = self._slots.get(task_id)
         if slot is not None:
-            await slot.answered.wait()
+            await slot.reach(ANSWERED)
         record = await self._store.load(task_id)
         if record is None or owner_thread_id not in (None, record.owner_thread_id):
             return None
@@ -112,19 +112,37 @@ class Looker:
     # ---- waiting ------------------------------------------------------------------------------
 
     async def wait(self, owner_thread_id: str, task_id: str) -> TaskSummary:
-        """Wait until the task is not running, by a wake-up here or by a poll; level-triggered."""
+        """Wait until the task is not running; level-triggered.
+
+        A live task wakes us when its slot goes, or when it is no longer for this process to say how
+        it ends. Then, and if it is not live here, the store is polled.
+        """
         if self._is_within(task_id):
             raise RuntimeError("wait() would wait for the task that calls it")
-        with self._hints.watch(task_id) as watch:
+        self._hints.waiters += 1
+        try:
             while (slot := self.own_slot(owner_thread_id, task_id)) is not None:
-                await slot.freed.wait()
-                if slot.record is not None and slot.record.status is not TaskStatus.RUNNING:
-                    return slot.record.summary()  # what was stored last: the truth, unread
+                if slot.executor.lost.is_set():
+                    break
+                await slot.changed()
+                record = slot.record if slot.stage == FREED else None
+                if record is not None and record.status is not TaskStatus.RUNNING:
+                    return record.summary()  # what was stored last: the truth, unread
+            return await self._watched(owner_thread_id, task_id)
+        finally:
+            self._hints.waiters -= 1
+
+    async def _watched(self, owner_thread_id: str, task_id: str) -> TaskSummary:
+        """Wait for the end of a task that is not live here, or not ours any more."""
+        with self._hints.watch(task_id) as watch:
             while True:
                 changed = watch.event
-                record = await self.known(owner_thread_id, task_id)
-                if record.status is not TaskStatus.RUNNING:
-                    return self.summary(record)
+                summary = await self.get(owner_thread_id, task_id)
+                if summary is None:
+                    raise UnknownTask(task_id)
+                # What is owed to a stopped one, a cancel, is still to end it.
+                if summary.status is not TaskStatus.RUNNING and summary.persistence_error is None:
+                    return summary
                 if self._hints.closed:
                     raise ManagerClosed("the task manager is closed")
                 with trio.move_on_after(self._config.poll_s):

@@ -35,7 +35,7 @@ from ._requests import (
     cutoff_ms,
 )
 from ._serving import Services
-from ._slots import Slot
+from ._slots import ANSWERED, FREED, Slot
 from ._starting import Starter
 from ._supervision import Body, Supervisor
 from ._waits import StoreWaits
@@ -64,7 +64,7 @@ class BackgroundTaskManager:
         self._slots = self._supervisor.slots
         self._liveness = Liveness(store, config, waits, self._slots, self._hints)
         self._starter = Starter(store, config, waits, self._supervisor, self._liveness)
-        self._canceller = Canceller(store, config, waits, self._slots, self._hints)
+        self._canceller = Canceller(store, config, waits, self._supervisor, self._hints)
         self._looker = Looker(store, config, self._supervisor, self._liveness, self._hints)
         self._announcer = Announcer(store, config, waits)
         self._services = Services(config, waits, self._supervisor, self._liveness, self._hints)
@@ -123,7 +123,7 @@ class BackgroundTaskManager:
         await trio.lowlevel.checkpoint()
         slot = await self._starter.admit(request, background=False, scope=None)
         self._hints.changed(slot.owner_thread_id, slot.task_id, wake=False)
-        end, outcome = await self._supervisor.run_attempt(slot, body)
+        end, outcome = await self._supervisor.run_foreground(slot, body)
         if "caller" in slot.reasons:
             await trio.lowlevel.checkpoint()  # raises the caller's own Cancelled
         if end.raised is not None and not slot.reasons:
@@ -246,7 +246,7 @@ class BackgroundTaskManager:
             for slot in mine:
                 slot.stop("owner_close")
             for slot in mine:
-                await slot.freed.wait()
+                await slot.reach(FREED)
         finally:
             closing[owner_thread_id] -= 1
             if not closing[owner_thread_id]:
@@ -302,7 +302,7 @@ class BackgroundTaskManager:
 
     def current_task_id(self) -> str | None:
         """Return the task whose live attempt makes this call, None outside any."""
-        return next((around.task_id for around in ambient(self._supervisor)), None)
+        return next((e.task_id for e in ambient(self._supervisor)), None)
 
     async def list_tasks(
         self,
@@ -458,7 +458,7 @@ class BackgroundTaskManager:
         return ManagerStatistics(
             executor_id=self._liveness.executor_id,
             owners=len(supervisor.owners),
-            starting=sum(not slot.answered.is_set() for slot in slots),
+            starting=sum(slot.stage < ANSWERED for slot in slots),
             queued=sum(slot.queued for slot in slots),
             background=sum(slot.running and slot.background for slot in slots),
             foreground=sum(slot.running and not slot.background for slot in slots),

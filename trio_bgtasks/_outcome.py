@@ -34,20 +34,31 @@ STOP_TEXT = {
 LEASE_LOST = "The lease was lost; another executor owns the task"
 
 
-@attrs.frozen
+@attrs.define
 class BodyEnd:
-    """How a body ended: it returned something, raised something, or was never run."""
+    """How a body ended: it returned something, raised something, or was never run.
+
+    Made for every attempt, and read once: what frozen costs would protect nobody (measured).
+    """
 
     returned: Any = None
     raised: BaseException | None = None
     ran: bool = True
+
+    def errors(self) -> list[BaseException]:
+        """Return what it raised, one by one."""
+        return [] if self.raised is None else leaves(self.raised)
+
+    def has(self, kind: type[BaseException]) -> bool:
+        """Did it raise one of this kind?"""
+        return self.raised is not None and any(isinstance(e, kind) for e in self.errors())
 
 
 def own_outcome(end: BodyEnd) -> TaskResult | None:
     """Return the outcome that the body itself means; None: it passed the cancellation on."""
     if end.raised is None:
         return _returned(end.returned) if end.ran else None
-    errors = [leaf for leaf in leaves(end.raised) if not isinstance(leaf, trio.Cancelled)]
+    errors = [leaf for leaf in end.errors() if not isinstance(leaf, trio.Cancelled)]
     if not errors:
         return None
     if any(isinstance(leaf, KeyboardInterrupt) for leaf in errors):
@@ -154,6 +165,8 @@ def _returned(value: object) -> TaskResult:
 
 
 def _checked_success(value: Success) -> TaskResult:
+    if type(value) is Success and value.value is None and value.ref is None:
+        return value  # there is nothing in it to check, or to copy
     problem, copied = _json_problem(value.value)
     if problem is None and value.ref is not None:
         problem = _ref_problem(value.ref)

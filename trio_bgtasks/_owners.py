@@ -32,7 +32,8 @@ class OwnerNursery:
     def unhold(self) -> None:
         """Give a hold back."""
         self._holds -= 1
-        self._idle_since = trio.current_time()
+        if not self._holds:
+            self._idle_since = trio.current_time()
 
     def is_idle(self, since: float) -> bool:
         """Has nobody held it since then?"""

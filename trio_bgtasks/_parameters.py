@@ -39,6 +39,8 @@ _TASK_ID: JsonObject = {
 _EXAMPLES: JsonObject = {RUN_IN_BACKGROUND_PARAM: True, TASK_ID_PARAM: "bg_1"}
 
 _COMBINING = ("allOf", "anyOf", "oneOf")
+_MOST_PARTS = 1000  # where each is referred to twice by the one before, they double at every step
+_MOST_REFERENCES = 50  # on the way to one part
 # What may differ beside a reference: it describes, and constrains nothing.
 _DESCRIBING = {"$comment", "$defs", "default", "definitions", "description", "examples", "title"}
 
@@ -64,9 +66,9 @@ def parameters_of(tool: BackgroundExecutable[Any]) -> Parameters:
     name, schema = descriptor.name, descriptor.parameters
     try:
         schema_validator(schema)
+        own = declared(schema)
     except ValueError as error:
         raise ValueError(f"the schema of tool {name!r} is not valid: {error}") from None
-    own = declared(schema)
     if RUN_IN_BACKGROUND_PARAM in own:
         raise ValueError(
             f"tool {name!r} already has a parameter {RUN_IN_BACKGROUND_PARAM!r}; rename that one"
@@ -85,14 +87,14 @@ def declared(parameters: Schema) -> set[str]:
     """Return the names of the parameters that the schema knows of, or requires."""
     return {
         name
-        for part in _parts(_inlined(parameters, parameters))
+        for part in _parts(_whole(parameters))
         for name in (*part.get("properties", ()), *part.get("required", ()))
     }
 
 
 def extended(parameters: Schema, added: JsonObject) -> Schema:
     """Return the schema with the properties ``added``, in every part that would refuse them."""
-    whole = _inlined(parameters, parameters)
+    whole = _whole(parameters)
     for part in _parts(whole):
         if part is whole or _is_closed(part):
             part["properties"] = {**part.get("properties", {}), **clone_json(added)}
@@ -118,25 +120,36 @@ def _is_closed(part: Schema) -> bool:
     return part.get("additionalProperties", True) is not True or "unevaluatedProperties" in part
 
 
-def _inlined(schema: Schema, root: Schema, seen: frozenset[str] = frozenset()) -> Schema:
+def _whole(root: Schema) -> Schema:
+    """Return a private copy of a schema whose parts stand where they are referred to.
+
+    Raises:
+        ValueError: that are too many.
+    """
+    return _inlined(root, root, frozenset(), iter(range(_MOST_PARTS)))
+
+
+def _inlined(schema: Schema, root: Schema, seen: frozenset[str], left: Iterator[int]) -> Schema:
     """Return a private copy whose parts stand where they are referred to.
 
     References from within the properties stay as they are: what they lead to is not the arguments
     object. So do those that lead out of the schema, and those that lead back to themselves.
     """
+    if next(left, None) is None or len(seen) > _MOST_REFERENCES:
+        raise ValueError("its references lead to too many parts")
     reference: Any = schema.get("$ref")
     target = None if reference in seen else _target(root, reference)
     own: Schema = clone_json(schema)
     for keyword in _COMBINING:
         if keyword in own:
             own[keyword] = [
-                _inlined(member, root, seen) if _is_object(member) else member
+                _inlined(member, root, seen, left) if _is_object(member) else member
                 for member in own[keyword]
             ]
     if target is None:
         return own
     del own["$ref"]
-    part = _inlined(target, root, seen | {reference})
+    part = _inlined(target, root, seen | {reference}, left)
     if all(own.get(name, value) == value or name in _DESCRIBING for name, value in part.items()):
         return {**part, **own}
     return {**own, "allOf": [*own.get("allOf", ()), part]}

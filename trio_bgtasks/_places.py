@@ -17,9 +17,14 @@ class Ticket:
 
 
 class Places:
-    """Places per owner and in all. First come, first served per owner; owners take turns."""
+    """Places per owner and in all. First come, first served per owner; owners take turns.
+
+    Attributes:
+        bounded: Is there any bound at all?
+    """
 
     def __init__(self, per_owner: int | None, total: int | None) -> None:
+        self.bounded = per_owner is not None or total is not None
         self._per_owner = per_owner
         self._total = total
         self._held: dict[str, int] = {}
@@ -27,11 +32,6 @@ class Places:
         self._waiting: dict[str, deque[Ticket]] = {}
         # Owners that have somebody waiting and are below their own bound, in turn.
         self._ready: dict[str, None] = {}
-
-    @property
-    def bounded(self) -> bool:
-        """Is there any bound at all?"""
-        return self._per_owner is not None or self._total is not None
 
     def claim(self, owner_thread_id: str) -> Ticket:
         """Return a ticket, granted at once if a place is free and nobody waits for it."""

@@ -13,6 +13,7 @@ from ._hints import Hints
 from ._liveness import Liveness
 from ._outcome import leaves
 from ._requests import ManagerConfig
+from ._slots import FREED
 from ._supervision import Supervisor
 from ._waits import LAST_WRITE_S, StoreWaits
 
@@ -113,7 +114,7 @@ class Services:
         while slots:
             with trio.move_on_after(max(self._config.shutdown_grace_s, LAST_WRITE_S)) as grace:
                 for slot in list(slots.values()):
-                    await slot.freed.wait()
+                    await slot.reach(FREED)
             if grace.cancelled_caught and slots:
                 log.warning("closing still waits for the bodies of: %s", ", ".join(sorted(slots)))
         self._supervisor.owners.release()

@@ -11,8 +11,14 @@ import trio
 
 from ._owners import OwnerNursery
 from ._places import Ticket
-from ._records import TaskRecord, TaskStatus, TaskSummary
+from ._records import TaskRecord, TaskSummary
 from .stores import ExecutorHandle
+
+# The stages of a slot, in their order:
+STARTING = 0
+ANSWERED = 1  # the store has answered the start
+RETURNED = 2  # nothing of the attempt runs any more, and it was tried to store its end
+FREED = 3  # the slot is gone
 
 
 @attrs.define(eq=False)
@@ -31,12 +37,11 @@ class Slot:
         reasons: Why its scope was cancelled.
         caller_gone: A foreground attempt has nobody left to answer to.
         cancel_at_ms: The time of the accepted, or not yet stored, cancel.
-        mark_error: Why the cancel mark is not stored yet.
+        mark_error: Why the accepted cancel is not stored yet.
         end_error: How the attempt ended, and why that is not stored yet.
         ticket: Its claim to a place.
         running: Is the body running?
-        answered: Set when the store has answered the start.
-        freed: Set when the slot is gone.
+        stage: How far it is.
     """
 
     task_id: str
@@ -54,13 +59,35 @@ class Slot:
     end_error: str | None = None
     ticket: Ticket | None = None
     running: bool = False
-    answered: trio.Event = attrs.field(factory=trio.Event)
-    freed: trio.Event = attrs.field(factory=trio.Event)
+    stage: int = STARTING
+    _news: trio.Event | None = None  # made for who waits: for most, nobody does
 
     def stop(self, reason: str) -> None:
         """Note why, then cancel the attempt's scope. The order is the promise."""
         self.reasons.add(reason)
         self.scope.cancel(reason=f"trio_bgtasks: {reason} of task {self.task_id}")
+        self._wake()
+
+    def advance(self, stage: int) -> None:
+        """Note how far the slot is, and wake who waits for that."""
+        self.stage = stage
+        self._wake()
+
+    async def reach(self, stage: int) -> None:
+        """Wait until the slot is that far."""
+        while self.stage < stage:
+            await self.changed()
+
+    async def changed(self) -> None:
+        """Wait until the slot is at another stage, or is to stop for one more reason."""
+        if self._news is None:
+            self._news = trio.Event()
+        await self._news.wait()
+
+    def _wake(self) -> None:
+        if self._news is not None:
+            self._news.set()
+            self._news = None
 
     @property
     def background(self) -> bool:
@@ -78,8 +105,8 @@ class Slot:
         return self.end_error or self.mark_error
 
     def summary(self, record: TaskRecord) -> TaskSummary:
-        """Return the record's summary; while it says running, with what only this process knows."""
-        if record.status is not TaskStatus.RUNNING:
+        """Return the record's summary; until it is final, with what only this process knows."""
+        if record.status.is_terminal:
             return record.summary()
         return record.summary(queued=self.queued, persistence_error=self.persistence_error)
 

@@ -27,7 +27,7 @@ from ._lifecycle import AttemptStarted, Registered
 from ._liveness import Liveness
 from ._records import TaskRecord, TaskStatus
 from ._requests import ManagerConfig, StartRequest
-from ._slots import Slot
+from ._slots import ANSWERED, Slot
 from ._supervision import Supervisor
 from ._waits import StoreWaits
 from .stores import TaskStore
@@ -78,40 +78,40 @@ class Starter:
                 cancelled is returned: a background one runs, a foreground one meets the
                 cancellation at once.
         """
-        slot = await self._reserve(request, background=background, scope=scope)
-        event = self._event(slot, request)
+        slot, event = await self._reserve(request, background=background, scope=scope)
         try:
             record = await self._store_start(slot, event)
         except _AnswerUnknown as unknown:
             self._supervisor.ends.unconfirmed(slot, _attempt_of(event), unknown.error)
             _reraise(unknown.error)
         except BaseException:
-            self._supervisor.free(slot)
+            self._supervisor.ends.let_go(slot)
             raise
         slot.record = record
-        try:
-            slot.lineage = await self._lineage(record.parent_task_id)
-        except BaseException as interrupt:  # Ctrl-C reaches the main task in a shield, too
-            self._supervisor.ends.unconfirmed(slot, record.attempt, interrupt)
-            raise
-        if self._is_under_unsaved_cancel(record.parent_task_id):
-            slot.stop("cancel")  # accepted while the store was asked
+        if (parent := record.parent_task_id) is not None:
+            try:
+                slot.lineage = await self._lineage(parent)
+            except BaseException as interrupt:  # Ctrl-C reaches the main task in a shield, too
+                self._supervisor.ends.unconfirmed(slot, record.attempt, interrupt)
+                raise
+            if self._is_under_unsaved_cancel(parent):
+                slot.stop("cancel")  # accepted while the store was asked
         places = self._supervisor.places
-        if slot.background and places.bounded and not self._has_live_ancestor(slot):
+        if places.bounded and slot.background and not self._has_live_ancestor(slot):
             slot.ticket = places.claim(slot.owner_thread_id)
-        slot.answered.set()
+        slot.advance(ANSWERED)
         return slot
 
     async def _reserve(
         self, request: StartRequest, *, background: bool, scope: trio.CancelScope | None
-    ) -> Slot:
+    ) -> tuple[Slot, StartEvent]:
         """Wait until nothing stands in the way; take the slot without a pause after that look."""
         supervisor, owner_thread_id = self._supervisor, request.owner_thread_id
         task_id = request.task_id or new_id("bg_")
         owner = None
         while True:
             supervisor.check_open(owner_thread_id)
-            self._check_parent(task_id, request)
+            parent = self._parent_of(task_id, request)
             executor = self._liveness.current
             if (other := supervisor.slots.get(task_id)) is not None:
                 await self._answer_of(other, request)
@@ -128,8 +128,9 @@ class Starter:
         if scope is None:
             scope = trio.CancelScope()
         slot = Slot(task_id, owner_thread_id, owner, scope, executor, deadline_s)
+        event = self._event(slot, request, parent)
         supervisor.reserve(slot)
-        return slot
+        return slot, event
 
     def _check_not_fenced(self) -> None:
         """Refuse who is waited for: a fresh executor comes when the last fenced body has returned.
@@ -137,22 +138,30 @@ class Starter:
         Before its body was told of the loss, it is not refused: it is to see that first.
         """
         told = not self._liveness.ready.is_set()
-        if told and any(True for _ in ambient(self._supervisor)):
+        if told and ambient(self._supervisor):
             raise StoreBusy("the executor of the calling task was lost; the start was not applied")
 
-    def _check_parent(self, task_id: str, request: StartRequest) -> None:
-        """Refuse what the store would refuse, had it taken the cancel of the parent already."""
-        parent = None if request.resume_attempt is not None else self._parent_of(request)
+    def _parent_of(self, task_id: str, request: StartRequest) -> str | None:
+        """Return the parent of a new task.
+
+        Refuses what the store would refuse, had it taken the cancel of the parent already.
+        """
+        if request.resume_attempt is not None:
+            return None
+        parent = request.parent_task_id
+        if parent is None and (around := ambient(self._supervisor)):
+            parent = around[0].task_id
         if parent is not None and self._is_under_unsaved_cancel(parent):
             raise ParentCancelled(task_id, parent)
+        return parent
 
-    def _is_under_unsaved_cancel(self, parent: str | None) -> bool:
-        above = self._supervisor.slots.get(parent or "")
+    def _is_under_unsaved_cancel(self, parent: str) -> bool:
+        above = self._supervisor.slots.get(parent)
         return above is not None and above.mark_error is not None
 
     async def _answer_of(self, other: Slot, request: StartRequest) -> None:
         """Let another call for this id get its answer; raise if the task is live then."""
-        await other.answered.wait()
+        await other.reach(ANSWERED)
         if self._supervisor.slots.get(other.task_id) is not other:
             return
         record, key = other.record, request.idempotency_key
@@ -196,14 +205,18 @@ class Starter:
 
     def _has_live_ancestor(self, slot: Slot) -> bool:
         """Is it started by, or below, what holds a place? Who holds one never waits for one."""
-        if any(True for _ in ambient(self._supervisor)):
+        if ambient(self._supervisor):
             return True
         above = (self._supervisor.slots.get(i) for i in slot.lineage if i != slot.task_id)
         return any(other is not None and not other.queued for other in above)
 
     async def _store_start(self, slot: Slot, event: StartEvent) -> TaskRecord:
         try:
-            return await self._ask(slot, event)
+            if self._waits.at_once:
+                return await self._store.apply(slot.task_id, event)
+            with self._waits.bound(math.inf):
+                return await self._store.apply(slot.task_id, event)
+            raise TaskStoreError("the store did not answer before the task manager closed")  # noqa: TRY301 - as if the store had said so
         except ExecutorFenced:
             # Found dead by somebody else; `lost` follows. Nothing ran, so the call may be repeated.
             slot.executor.lost.set()
@@ -218,12 +231,7 @@ class Starter:
                 _reraise(error)
             return record  # noqa: ASYNC104
 
-    async def _ask(self, slot: Slot, event: StartEvent) -> TaskRecord:
-        with self._waits.answer(math.inf):
-            return await self._store.apply(slot.task_id, event)
-        raise TaskStoreError("the store did not answer before the task manager closed")
-
-    def _event(self, slot: Slot, request: StartRequest) -> StartEvent:
+    def _event(self, slot: Slot, request: StartRequest, parent: str | None) -> StartEvent:
         now, executor_id = self._config.clock_ms(), slot.executor.executor_id
         if request.resume_attempt is not None:
             return AttemptStarted(
@@ -243,16 +251,11 @@ class Starter:
             shorten(request.description, self._config.description_chars),
             slot.background,
             request.supports_resume,
-            self._parent_of(request),
+            parent,
             request.args,
             request.metadata,
             request.idempotency_key,
         )
-
-    def _parent_of(self, request: StartRequest) -> str | None:
-        if request.parent_task_id is not None:
-            return request.parent_task_id
-        return next((around.task_id for around in ambient(self._supervisor)), None)
 
     async def _read_back(
         self, slot: Slot, event: StartEvent, error: BaseException

@@ -16,9 +16,9 @@ from ._ending import Ends
 from ._errors import ManagerClosed
 from ._execution import Ambient, BackgroundExecution
 from ._hints import Hints
-from ._outcome import LEASE_LOST, BodyEnd, counted, leaves, outcome_of
+from ._outcome import LEASE_LOST, BodyEnd, counted, outcome_of
 from ._owners import Owners
-from ._places import Places
+from ._places import Places, Ticket
 from ._records import (
     Cancelled,
     Failed,
@@ -27,7 +27,7 @@ from ._records import (
     TaskResult,
 )
 from ._requests import ManagerConfig
-from ._slots import Slot
+from ._slots import FREED, Slot
 from ._waits import StoreWaits
 from .stores import TaskStore
 
@@ -42,7 +42,6 @@ class Supervisor:
     def __init__(
         self, store: TaskStore, config: ManagerConfig, hints: Hints, waits: StoreWaits
     ) -> None:
-        self._store = store
         self._config = config
         self._hints = hints
         self.slots: dict[str, Slot] = {}
@@ -53,6 +52,7 @@ class Supervisor:
         self.interrupted: KeyboardInterrupt | None = None
         self._closing = trio.Event()
         self.ends = Ends(store, config, waits, self._closing, self.free, self._start_soon)
+        self._port = AttemptPort(store, config.clock_ms, self._start_soon, config.output_bytes)
         self._nursery: trio.Nursery | None = None
         self._on_interrupt: Callable[[], None] = lambda: None
 
@@ -75,7 +75,7 @@ class Supervisor:
 
     def check_open(self, owner_thread_id: str) -> None:
         """Raise `ManagerClosed` when nothing may be started for this owner."""
-        if self.closing:
+        if self._closing.is_set():
             raise ManagerClosed("the task manager is closed")
         if owner_thread_id in self.closing_owners:
             raise ManagerClosed(f"owner thread {owner_thread_id!r} is being closed")
@@ -95,17 +95,16 @@ class Supervisor:
     def free(self, slot: Slot) -> None:
         """Forget a slot, then wake who waits for its task."""
         del self.slots[slot.task_id]
-        self._leave_place(slot)
+        if slot.ticket is not None:
+            self._leave_place(slot, slot.ticket)
         if slot.owner is not None:
             slot.owner.unhold()
-        slot.answered.set()
-        slot.freed.set()
+        slot.advance(FREED)
         self._hints.changed(slot.owner_thread_id, slot.task_id)
 
-    def _leave_place(self, slot: Slot) -> None:
-        if slot.ticket is not None:
-            self.places.release(slot.ticket)
-            slot.ticket = None
+    def _leave_place(self, slot: Slot, ticket: Ticket) -> None:
+        self.places.release(ticket)
+        slot.ticket = None
 
     def _start_soon(self, afn: Callable[[], Awaitable[None]], name: str) -> None:
         """Run a helper of an attempt in the manager's nursery."""
@@ -121,46 +120,47 @@ class Supervisor:
         name = f"trio_bgtasks task {slot.task_id}"
         slot.owner.nursery.start_soon(self.run_attempt, slot, body, name=name)
 
-    @trio.lowlevel.enable_ki_protection
-    async def run_attempt(self, slot: Slot, body: Body) -> tuple[BodyEnd, TaskResult]:
-        """Run the body in its scope, record how it ended, free the slot.
+    async def run_foreground(self, slot: Slot, body: Body) -> tuple[BodyEnd, TaskResult]:
+        """Run an attempt in the caller's task.
 
         Returns how the body ended and the outcome that counts: as recorded, or as it is being
-        retried. `KeyboardInterrupt` in the background ends the program through the manager.
+        retried.
+        """
+        assert slot.record is not None
+        attempt = slot.record.attempt
+        end, outcome = await self.run_attempt(slot, body)
+        return end, self._counted(slot, attempt, outcome)
+
+    @trio.lowlevel.enable_ki_protection
+    async def run_attempt(self, slot: Slot, body: Body) -> tuple[BodyEnd, TaskResult | None]:
+        """Run the body in its scope, record how it ended, free the slot.
+
+        Returns how the body ended and the outcome to record (None: nothing). `KeyboardInterrupt`
+        in the background ends the program through the manager.
         """
         record = slot.record
         assert record is not None
         self.started += 1
-        port = AttemptPort(
-            record.task_id,
-            record.owner_thread_id,
-            slot.executor.executor_id,
-            record.attempt,
-            self._store.apply,
-            self._config.clock_ms,
-            self._start_soon,
-        )
-        attempt_log = AttemptLog(port, record.output_bytes, self._config.output_bytes)
+        attempt_log = AttemptLog(self._port, record)
         execution = BackgroundExecution(
-            record, port, slot.scope, attempt_log, slot.reasons, slot.executor.lock_fds
+            record, attempt_log, slot.scope, slot.reasons, slot.executor.lock_fds
         )
         end = await self._run_body(slot, execution, body)
         unsent = attempt_log.close()
         slot.running = False
-        self._leave_place(slot)
+        if slot.ticket is not None:
+            self._leave_place(slot, slot.ticket)
         self._note_unasked_cancel(slot, end)
         outcome = _outcome_of(slot, end)
         if outcome is not None:
             await self.ends.record(slot, record.attempt, outcome, *unsent)
-        elif slot.mark_error is None:
-            self.free(slot)
         else:
-            self.ends.owe_mark(slot)
-        with suppress(Exception):  # a logging filter of the host's must not end the others
-            self._log_end(slot, end, outcome)
-        if end.raised is not None:
-            self._pass_interrupt_on(slot, end.raised)
-        return end, self._counted(slot, record.attempt, outcome)
+            self.ends.let_go(slot)
+        if end.raised is not None or log.isEnabledFor(logging.INFO):
+            with suppress(Exception):  # a logging filter of the host's must not end the others
+                self._log_end(slot, end, outcome)
+            self._pass_interrupt_on(slot, end)
+        return end, outcome
 
     async def _run_body(self, slot: Slot, execution: BackgroundExecution, body: Body) -> BodyEnd:
         """Run the body if it may still start; let nothing out."""
@@ -186,7 +186,7 @@ class Supervisor:
     async def _deadline(self, slot: Slot) -> None:
         assert slot.deadline_s is not None
         with trio.move_on_after(slot.deadline_s) as timer:
-            await slot.freed.wait()
+            await slot.reach(FREED)
         if timer.cancelled_caught and slot.running:
             slot.stop("deadline")
 
@@ -194,23 +194,21 @@ class Supervisor:
         """Name a cancellation that did not come through the manager."""
         if not slot.reasons and slot.scope.cancel_called:
             slot.reasons.add("cancel")  # by whoever owns the scope
-        errors = [] if end.raised is None else leaves(end.raised)
-        if _caller_is_cancelled(slot) or any(isinstance(e, trio.Cancelled) for e in errors):
+        if _caller_is_cancelled(slot) or end.has(trio.Cancelled):
             slot.reasons.add("shutdown" if slot.background else "caller")
             slot.caller_gone = True
-        elif any(isinstance(error, KeyboardInterrupt) for error in errors):
+        elif end.has(KeyboardInterrupt):
             slot.caller_gone = True
 
     def _log_end(self, slot: Slot, end: BodyEnd, outcome: TaskResult | None) -> None:
-        errors = [] if end.raised is None else leaves(end.raised)
-        if any(not isinstance(error, trio.Cancelled | KeyboardInterrupt) for error in errors):
+        if any(not isinstance(e, trio.Cancelled | KeyboardInterrupt) for e in end.errors()):
             log.error("task %s raised", slot.task_id, exc_info=end.raised, extra=slot.extra())
         if log.isEnabledFor(logging.INFO):
             what = "nothing recorded: lease lost" if outcome is None else outcome.status
             log.info("task %s ended: %s", slot.task_id, what, extra=slot.extra())
 
-    def _pass_interrupt_on(self, slot: Slot, raised: BaseException) -> None:
-        for leaf in leaves(raised):
+    def _pass_interrupt_on(self, slot: Slot, end: BodyEnd) -> None:
+        for leaf in end.errors():
             if isinstance(leaf, KeyboardInterrupt):
                 if not slot.background:
                     raise leaf
@@ -222,14 +220,16 @@ class Supervisor:
         if outcome is None:
             return Stopped(LEASE_LOST)
         if slot.end_error is None:
-            return counted(outcome, slot.record, attempt)
+            ended = counted(outcome, slot.record, attempt)
+            owed = slot.mark_error is not None and isinstance(ended, Stopped)
+            return Cancelled() if owed else ended
         cancelled = slot.cancel_at_ms is not None or "cancel" in slot.reasons
         return Cancelled() if cancelled and not isinstance(outcome, Success) else outcome
 
 
 def _caller_is_cancelled(slot: Slot) -> bool:
     # Nobody but the manager cancels around a background attempt, and that only when it has ended.
-    if slot.background:
+    if slot.owner is not None:
         return False
     return trio.current_effective_deadline() <= trio.current_time()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from weakref import WeakSet
 
 import trio
@@ -12,18 +11,20 @@ from .stores import MemoryTaskStore, TaskStore
 
 LAST_WRITE_S = 1.0  # what a write may still take when the shutdown grace is over
 
-_NO_WAIT = nullcontext()
-
 
 class StoreWaits:
     """Makes the cancel scopes around the manager's own waits; closing bounds them all.
 
     A store that never answers must not keep the manager from closing. What a body, or a caller,
     waits for is theirs.
+
+    Attributes:
+        at_once: The memory store itself answers without waiting. What is done already needs no
+            scope: the two that every task would need are a quarter of its cost (measured).
     """
 
     def __init__(self, store: TaskStore) -> None:
-        self._at_once = type(store) is MemoryTaskStore
+        self.at_once = type(store) is MemoryTaskStore
         self._scopes: WeakSet[trio.CancelScope] = WeakSet()
         self._deadline = math.inf
 
@@ -45,14 +46,6 @@ class StoreWaits:
         scope = trio.CancelScope(deadline=until, shield=shield)
         self._scopes.add(scope)
         return scope
-
-    def answer(self, seconds: float, *, shield: bool = False) -> AbstractContextManager[object]:
-        """Return the same for one call of the store, of those that every task makes.
-
-        The memory store itself answers without waiting. What is done already needs no scope: two of
-        them are a quarter of the cost of a task (measured).
-        """
-        return _NO_WAIT if self._at_once else self.bound(seconds, shield=shield)
 
     def close(self, grace_s: float) -> None:
         """Let every wait end within ``grace_s``: those under way, too."""

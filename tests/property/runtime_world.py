@@ -129,7 +129,7 @@ class SweptInSteps(MemoryTaskStore):
         fenced = (await super().sweep(executor_id, at_ms, suspect=suspect)).fenced
         self._only_fence = False
         for name in fenced:
-            for task_id in list(self._by_executor.get(name, ())):
+            for task_id in self._running_under(name):
                 attempt = self._records[task_id].attempt
                 for late in (
                     CheckpointSaved(at_ms, name, attempt, "late"),

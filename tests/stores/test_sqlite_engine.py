@@ -385,12 +385,12 @@ async def test_who_came_later_is_tried_for_longer(
     sqlite: SqliteTaskStore, scribe: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each caller has its own time: one that gives up takes nobody with it."""
-    monkeypatch.setattr(_connection, "BUSY_S", 1.0)
+    monkeypatch.setattr(_connection, "BUSY_S", 4.0)
     other, refused = sqlite3.connect(sqlite._engine.path, isolation_level=None), list[str]()
     other.execute("BEGIN IMMEDIATE")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(refused_as_busy, scribe, "early", refused)
-        await trio.sleep(0.8)
+        await trio.sleep(2)  # so far from both their bounds: machines dawdle
         nursery.start_soon(scribe.start, "late")
         await until(lambda: refused)
         other.execute("COMMIT")

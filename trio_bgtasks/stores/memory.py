@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
-from operator import itemgetter
 from typing import Any
 
 import attrs
@@ -23,12 +22,13 @@ from .._lifecycle import (
     Event,
     Facts,
     Finished,
+    JournalLine,
     Orphaned,
     OutputAppended,
     Registered,
     apply,
     ends_attempt,
-    journal_entry,
+    journal_line,
 )
 from .._records import JournalEntry, Notice, OutputPage, TaskRecord, TaskStatus, evolved
 from ._output import new_chunks, output_page
@@ -41,6 +41,7 @@ _BRINGS: dict[type[object], tuple[str, ...]] = {
     CheckpointSaved: ("checkpoint",),
     Finished: ("result",),
 }
+_JSON_FIELDS = ("args", "metadata", "result", "checkpoint")
 _ANY_SIZE = 1 << 62  # sizes are bounded where values are given
 
 
@@ -102,12 +103,12 @@ class MemoryTaskStore:
     def __init__(self) -> None:
         self._records: dict[str, TaskRecord] = {}
         self._seq = 0
-        self._by_owner: dict[str, list[tuple[int, str]]] = {}
-        self._by_parent: dict[str, list[tuple[int, str]]] = {}
-        self._by_executor: dict[str, dict[str, None]] = {}
+        self._by_owner: dict[str, list[str]] = {}  # in order of creation, that is of ``seq``
+        self._by_parent: dict[str, list[str]] = {}
+        self._running: dict[str, str] = {}  # under which executor
         self._used_ids: set[str] = set()
         self._keys: dict[tuple[str, str], str] = {}
-        self._journal: dict[str, list[JournalEntry]] = {}
+        self._journal: dict[str, list[JournalLine]] = {}  # entries are made when they are read
         self._output: dict[str, _Log] = {}
         self._notices: dict[str, dict[int, TaskRecord]] = {}  # each as its attempt ended
         self._next_notice = 1
@@ -136,77 +137,78 @@ class MemoryTaskStore:
         executor = self._executors.get(event.executor_id)
         if executor is not None and executor.crashed and not isinstance(event, Orphaned):
             raise StoreClosed(f"the machine of executor {event.executor_id} crashed")
-        fenced = executor is None or executor.fenced
-        if not isinstance(event, Registered):
-            return Facts(executor_fenced=True) if fenced else NO_FACTS
-        key, parent = event.idempotency_key, self._records.get(event.parent_task_id or "")
-        return Facts(
-            executor_fenced=fenced,
+        facts = Facts(executor_fenced=True) if executor is None or executor.fenced else NO_FACTS
+        if isinstance(event, Registered):
+            return self._facts_of_start(task_id, event, facts)
+        return facts
+
+    def _facts_of_start(self, task_id: str, event: Registered, facts: Facts) -> Facts:
+        key, parent_id = event.idempotency_key, event.parent_task_id
+        if key is None and parent_id is None and task_id not in self._used_ids:
+            return facts  # as it is with most
+        parent = self._records.get(parent_id or "")
+        return attrs.evolve(
+            facts,
             id_used=task_id in self._used_ids,
             key_used_by=None if key is None else self._keys.get((event.owner_thread_id, key)),
             parent_cancelled=parent is not None and parent.cancel_accepted,
         )
 
     def _checked(self, event: Event, after: TaskRecord) -> TaskRecord:
-        """Return the record to be stored. What is new in it is copied: nobody can change it."""
-        changes: dict[str, Any] = {"seq": self._seq + 1} if not after.seq else {}
+        """Return the new record, to be stored; what came with the event is copied, it is ours."""
+        fields = after.__dict__
+        changes: dict[str, Any] = {} if after.seq else {"seq": self._seq + 1}
         try:
             for name in _BRINGS.get(type(event), ()):
-                value = getattr(after, name)
-                if value is not None:
-                    changes[name] = copy_json(value, max_bytes=_ANY_SIZE)
+                if fields[name] is not None:
+                    changes[name] = copy_json(fields[name], max_bytes=_ANY_SIZE)
         except NotJson as error:
             raise InvalidValue(f"task '{after.task_id}' cannot be stored: {error}") from None
-        return evolved(after, **changes) if changes else after
+        fields.update(changes)  # in place: `apply` made the record just now, nobody else has it
+        return after
 
     def _save(self, before: TaskRecord | None, event: Event, after: TaskRecord) -> None:
         task_id = after.task_id
+        self._records[task_id] = after
+        if after.executor_id is None:
+            self._running.pop(task_id, None)
+        else:
+            self._running[task_id] = after.executor_id
         if before is None:
             self._seq = after.seq
             self._index(after)
-        self._reindex_executor(before, after)
-        if isinstance(event, OutputAppended):
-            self._append(before, task_id, event.offset, event.text, event.keep_bytes)
-        elif isinstance(event, Finished) and event.output:
-            self._append(before, task_id, event.output_offset, event.output, event.keep_bytes)
-        self._records[task_id] = after
-        entry = journal_entry(before, event, after)
-        if entry is not None:
-            self._journal.setdefault(task_id, []).append(entry)
+        else:
+            self._append_output(before, event)
+        line = journal_line(before, event, after)
+        if line is not None:
+            self._journal.setdefault(task_id, []).append(line)
         if ends_attempt(event, after):
             self._notices.setdefault(after.owner_thread_id, {})[self._next_notice] = after
             self._next_notice += 1
 
     def _index(self, record: TaskRecord) -> None:
-        self._by_owner.setdefault(record.owner_thread_id, []).append((record.seq, record.task_id))
+        self._by_owner.setdefault(record.owner_thread_id, []).append(record.task_id)
         if record.parent_task_id is not None:
-            siblings = self._by_parent.setdefault(record.parent_task_id, [])
-            siblings.append((record.seq, record.task_id))
+            self._by_parent.setdefault(record.parent_task_id, []).append(record.task_id)
         if record.idempotency_key is not None:
             self._keys[record.owner_thread_id, record.idempotency_key] = record.task_id
 
-    def _reindex_executor(self, before: TaskRecord | None, after: TaskRecord) -> None:
-        old = None if before is None else before.executor_id
-        if old == after.executor_id:
+    def _append_output(self, before: TaskRecord, event: Event) -> None:
+        if isinstance(event, Finished) and event.output:
+            offset, text = event.output_offset, event.output
+        elif isinstance(event, OutputAppended):
+            offset, text = event.offset, event.text
+        else:
             return
-        if old is not None:
-            running = self._by_executor[old]
-            del running[after.task_id]
-            if not running:
-                del self._by_executor[old]
-        if after.executor_id is not None:
-            self._by_executor.setdefault(after.executor_id, {})[after.task_id] = None
-
-    def _append(
-        self, before: TaskRecord | None, task_id: str, offset: int, text: str, keep_bytes: int
-    ) -> None:
-        log = self._output.setdefault(task_id, _Log())
-        total = 0 if before is None else before.output_bytes
-        for chunk in new_chunks(total, offset, text, keep_bytes):
+        log = self._output.setdefault(before.task_id, _Log())
+        for chunk in new_chunks(before.output_bytes, offset, text, event.keep_bytes):
             log.chunks.append(chunk)
             log.kept += len(chunk[1])
-        while log.kept > keep_bytes:
+        while log.kept > event.keep_bytes:
             log.kept -= len(log.chunks.popleft()[1])
+
+    def _running_under(self, executor_id: str) -> list[str]:
+        return [task_id for task_id, name in self._running.items() if name == executor_id]
 
     # ---- reading ------------------------------------------------------------------------------
 
@@ -241,13 +243,14 @@ class MemoryTaskStore:
         """See `TaskStore.children`."""
         return _page(self._rows(self._by_parent.get(task_id, []), after), limit)
 
-    def _rows(self, index: list[tuple[int, str]], after: int) -> Iterator[TaskRecord]:
-        for i in range(bisect_right(index, after, key=itemgetter(0)), len(index)):
-            yield self._records[index[i][1]]
+    def _rows(self, index: list[str], after: int) -> Iterator[TaskRecord]:
+        first = bisect_right(index, after, key=lambda task_id: self._records[task_id].seq)
+        for i in range(first, len(index)):
+            yield self._records[index[i]]
 
     async def history(self, task_id: str) -> list[JournalEntry]:
         """See `TaskStore.history`."""
-        return list(self._journal.get(task_id, ()))
+        return [JournalEntry(*line) for line in self._journal.get(task_id, ())]
 
     async def read_output(self, task_id: str, *, offset: int, limit: int) -> OutputPage:
         """See `TaskStore.read_output`."""
@@ -308,13 +311,12 @@ class MemoryTaskStore:
 
     def _ancestors_of_running(self) -> set[str]:
         seen: set[str] = set()
-        for running in self._by_executor.values():
-            for task_id in running:
-                parent = self._records[task_id].parent_task_id
-                while parent is not None and parent not in seen:
-                    seen.add(parent)
-                    above = self._records.get(parent)
-                    parent = None if above is None else above.parent_task_id
+        for task_id in self._running:
+            parent = self._records[task_id].parent_task_id
+            while parent is not None and parent not in seen:
+                seen.add(parent)
+                above = self._records.get(parent)
+                parent = None if above is None else above.parent_task_id
         return seen
 
     def _forget(self, gone: list[TaskRecord]) -> None:
@@ -328,7 +330,7 @@ class MemoryTaskStore:
             (self._by_parent, {r.parent_task_id for r in gone if r.parent_task_id is not None}),
         ):
             for key in keys:
-                index[key] = [row for row in index[key] if row[1] not in ids]
+                index[key] = [task_id for task_id in index[key] if task_id not in ids]
                 if not index[key]:
                     del index[key]
 
@@ -391,19 +393,19 @@ class MemoryTaskStore:
                 fenced.append(name)
         ended = self._end_orphans(suspect, at_ms)
         for name in suspects:
-            if self._is_fenced(name) and name not in self._by_executor:
+            if self._is_fenced(name) and name not in self._running.values():
                 self._executors.pop(name, None)
-        own = {} if suspect is not None else self._by_executor.get(executor_id, {})
+        own = [] if suspect is not None else self._running_under(executor_id)
         running = [(task_id, self._records[task_id].attempt) for task_id in own]
         return SweepReport(fenced, ended, own_running=running)
 
     def _end_orphans(self, suspect: str | None, at_ms: int) -> list[tuple[str, str]]:
-        names = [suspect] if suspect is not None else list(self._by_executor)
+        names = [suspect] if suspect is not None else list(dict.fromkeys(self._running.values()))
         ended: list[tuple[str, str]] = []
         for name in names:
             if not self._is_fenced(name):
                 continue
-            for task_id in list(self._by_executor.get(name, {})):
+            for task_id in self._running_under(name):
                 record = self._records[task_id]
                 self._apply(task_id, Orphaned(at_ms, name, record.attempt))
                 ended.append((task_id, record.owner_thread_id))
@@ -413,7 +415,7 @@ class MemoryTaskStore:
         """See `TaskStore.cancel_marks`."""
         return [
             task_id
-            for task_id in self._by_executor.get(executor_id, {})
+            for task_id in self._running_under(executor_id)
             if self._records[task_id].cancel_requested_at_ms is not None
         ]
 
@@ -429,10 +431,9 @@ def _page(rows: Iterator[TaskRecord], limit: int) -> RecordPage:
 
 def _private(record: TaskRecord) -> TaskRecord:
     """Return the record with JSON of its own, so that its owner may change what it was handed."""
-    return evolved(
-        record,
-        args=clone_json(record.args),
-        metadata=clone_json(record.metadata),
-        result=clone_json(record.result),
-        checkpoint=clone_json(record.checkpoint),
-    )
+    fields = record.__dict__
+    own: dict[str, Any] = {}
+    for name in _JSON_FIELDS:
+        if fields[name] is not None:
+            own[name] = clone_json(fields[name])
+    return evolved(record, **own)

@@ -16,7 +16,7 @@ from ..._lifecycle import (
     Registered,
     apply,
     ends_attempt,
-    journal_entry,
+    journal_line,
 )
 from ..._records import TaskRecord, evolved
 from .._output import new_chunks
@@ -100,20 +100,12 @@ def _facts_of_start(connection: sqlite3.Connection, task_id: str, event: Registe
 def _journal(
     connection: sqlite3.Connection, before: TaskRecord | None, event: Event, after: TaskRecord
 ) -> None:
-    entry = journal_entry(before, event, after)
-    if entry is not None:
+    line = journal_line(before, event, after)
+    if line is not None:
         connection.execute(
             "INSERT INTO task_events (task_id, at_ms, kind, attempt, status, executor_id, detail)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                after.task_id,
-                entry.at_ms,
-                entry.kind,
-                entry.attempt,
-                entry.status.value,
-                entry.executor_id,
-                entry.detail,
-            ),
+            (after.task_id, *line),
         )
 
 
