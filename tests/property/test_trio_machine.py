@@ -227,7 +227,7 @@ def test_what_will_not_end_is_named_and_ended_all_the_same() -> None:
             run.nursery.start_soon(stubborn, name="stubborn")
 
         run.call(start)
-        with pytest.raises(Deadlock, match="within a virtual hour: stubborn"):
+        with pytest.raises(Deadlock, match="in 3600 s: stubborn"):
             run.close()
         run.close()
 
