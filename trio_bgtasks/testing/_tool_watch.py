@@ -7,7 +7,6 @@ import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import outcome
@@ -22,6 +21,8 @@ from trio_bgtasks import (
     TaskRecord,
     ToolResult,
 )
+
+from ._trio_machine import place_of
 
 T = TypeVar("T")
 ToolT = TypeVar("ToolT")
@@ -148,7 +149,7 @@ class Attempt(trio.abc.Instrument):
 
     def where(self) -> str:
         """Return where in its own code the body waits."""
-        return _place(self._coroutine)
+        return place_of(self._coroutine) or "before it has begun"
 
     async def _hold(self) -> None:
         """Keep the body from its next step until the runtime has cancelled it, as is due."""
@@ -250,17 +251,3 @@ def _overheard(
             step, given = coroutine.throw, error  # noqa: ASYNC104
         if isinstance(given, outcome.Error) and isinstance(given.error, trio.Cancelled):
             hear(given.error)
-
-
-def _place(coroutine: Any) -> str:
-    """Return the innermost place in foreign code at which a coroutine waits."""
-    place = "before it has begun"
-    while coroutine is not None:
-        frame = getattr(coroutine, "cr_frame", None)
-        if frame is not None and coroutine.cr_await is not None:
-            package = str(frame.f_globals.get("__name__")).partition(".")[0]
-            if package not in ("trio", OURS):
-                code = frame.f_code
-                place = f"at {Path(code.co_filename).name}:{frame.f_lineno} ({code.co_qualname})"
-        coroutine = getattr(coroutine, "cr_await", None)
-    return place

@@ -10,16 +10,24 @@ scheduler is seeded by the example, so that schedules vary, shrink and can be re
 from __future__ import annotations
 
 import gc
+import inspect
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial, wraps
+from pathlib import Path
 from typing import Any, ClassVar, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
 import greenlet  # type: ignore[import-untyped]
 import hypothesis.strategies as st
 import outcome
 import trio
-from hypothesis.stateful import RuleBasedStateMachine, initialize
+from hypothesis.stateful import (
+    INITIALIZE_RULE_MARKER,
+    INVARIANT_MARKER,
+    RULE_MARKER,
+    RuleBasedStateMachine,
+    initialize,
+)
 from trio.testing import MockClock
 
 P = ParamSpec("P")
@@ -102,10 +110,16 @@ class TrioRun:
             raise self._crash
 
     def _switch(self, function: AsyncFunction[Any] | None) -> Any:
+        if greenlet.getcurrent() is self._inside:
+            raise RuntimeError(
+                "a call is under way: from within it, await an async method that is not in_trio"
+            )
         if self._turns is not None:
             self._turns.count = 0
         try:
             return self._inside.switch(function)
+        except BaseExceptionGroup as group:
+            raise _interrupt(group) or group from None
         except trio.TrioInternalError as error:
             self.over = True
             if isinstance(error.__cause__, Livelock):
@@ -178,7 +192,16 @@ class TrioRun:
 
 
 def in_trio(rule: Callable[Concatenate[M, P], Awaitable[T]]) -> Callable[Concatenate[M, P], T]:
-    """Make a rule or an invariant of an async method; goes below Hypothesis' decorator."""
+    """Make a rule or an invariant of an async method; goes below Hypothesis' decorators.
+
+    Raises:
+        TypeError: it is no async method, or one that Hypothesis has decorated already.
+    """
+    if not inspect.iscoroutinefunction(rule):
+        name = getattr(rule, "__qualname__", repr(rule))
+        if inspect.iscoroutinefunction(inspect.unwrap(rule)):
+            raise TypeError(f"{name}: in_trio goes below @rule, @invariant and the like, not above")
+        raise TypeError(f"{name}: in_trio takes an async method; one that is not needs none")
 
     @wraps(rule)
     def called(self: M, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -188,24 +211,54 @@ def in_trio(rule: Callable[Concatenate[M, P], Awaitable[T]]) -> Callable[Concate
 
 
 class TrioStateMachine(RuleBasedStateMachine):
-    """A state machine with a Trio run. Override `set_up` and `clean_up`; decorate with `in_trio`.
+    """A state machine whose rules and invariants may be async, in one Trio run per example.
 
-    Use no other ``@initialize``: several of them run in an order that is drawn.
+    What the rules start goes on only while one of them is under way. A deadlock is a failure at
+    once, the order in which tasks run is drawn, and when an example dies nothing of it is left.
+    Override `set_up` and `clean_up`; write `in_trio` below each decorator of an async method::
+
+        class CacheMachine(TrioStateMachine):
+            async def set_up(self) -> None:
+                self.cache = Cache()
+
+            @rule(key=st.sampled_from("ab"))
+            @in_trio
+            async def get(self, key: str) -> None:
+                assert await self.cache.get(key) == key.upper()
+
+        TestCache = CacheMachine.TestCase
+
+    Raises:
+        TypeError: a class has an async rule, invariant or precondition without `in_trio`, or a
+            `set_up` or `clean_up` that is not async.
 
     Attributes:
+        run: The run of this example; ``run.nursery`` is for what goes on between the rules.
         virtual_time: False for what waits for threads or processes: then time is real, and a
             deadlock is found after a minute.
     """
 
     virtual_time: ClassVar[bool] = True
-    run: TrioRun
+    __run: TrioRun | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in dir(cls):
+            _check_async(cls, name)
+
+    @property
+    def run(self) -> TrioRun:
+        """The Trio run of this example; the first use starts it."""
+        if self.__run is None:
+            self.__run = TrioRun(virtual_time=self.virtual_time)
+            self.__run.call(self.set_up)
+        return self.__run
 
     @initialize(schedule=st.random_module())
     def begin(self, schedule: object) -> None:
         """Start the run; the drawn seed is that of Trio's scheduler, too."""
         del schedule
-        self.run = TrioRun(virtual_time=self.virtual_time)
-        self.run.call(self.set_up)
+        self.run.call(trio.lowlevel.checkpoint)
 
     async def set_up(self) -> None:
         """Make what the rules need; open-ended parts in ``self.run.nursery``."""
@@ -221,15 +274,15 @@ class TrioStateMachine(RuleBasedStateMachine):
 
         What fails here is a note on what failed before, if something did.
         """
-        if not hasattr(self, "run"):
+        if self.__run is None:
             return
         failure = sys.exception()
         try:
             try:
-                if not self.run.over:
-                    self.run.call(self.clean_up)
+                if not self.__run.over:
+                    self.__run.call(self.clean_up)
             finally:
-                self.run.close()
+                self.__run.close()
         except Exception as error:
             if failure is None:
                 raise
@@ -278,11 +331,49 @@ def _alone(error: Exception) -> Exception:
     return _alone(group.exceptions[0]) if len(group.exceptions) == 1 else group
 
 
+def _interrupt(group: BaseExceptionGroup[BaseException]) -> KeyboardInterrupt | None:
+    """Return the Ctrl-C that ended a run, out of the groups that its nurseries made of it."""
+    interrupts, rest = group.split(KeyboardInterrupt)
+    return KeyboardInterrupt() if interrupts is not None and rest is None else None
+
+
 def _names(nursery: trio.Nursery) -> Iterator[str]:
-    """Yield the names of the tasks of a nursery that wait for no other task of it."""
+    """Yield the names of the tasks of a nursery that wait for no other task of it, and where."""
     for task in nursery.child_tasks:
         inner = [name for child in task.child_nurseries for name in _names(child)]
-        yield from inner or [task.name]
+        yield from inner or [" ".join(filter(None, (task.name, place_of(task.coro))))]
+
+
+def place_of(coroutine: Any) -> str:
+    """Return the innermost place in foreign code at which a coroutine waits; or nothing."""
+    place = ""
+    while coroutine is not None:
+        frame = getattr(coroutine, "cr_frame", None)
+        if frame is not None and coroutine.cr_await is not None:
+            package = str(frame.f_globals.get("__name__")).partition(".")[0]
+            if package not in ("trio", "outcome", "trio_bgtasks"):
+                code = frame.f_code
+                place = f"at {Path(code.co_filename).name}:{frame.f_lineno} ({code.co_qualname})"
+        coroutine = getattr(coroutine, "cr_await", None)
+    return place
+
+
+def _check_async(cls: type, name: str) -> None:
+    """Refuse what would make a coroutine of a rule that nobody awaits, or await what is none."""
+    value = inspect.getattr_static(cls, name)
+    where = f"{cls.__qualname__}.{name}"
+    if name in ("set_up", "clean_up"):
+        if not inspect.iscoroutinefunction(value):
+            raise TypeError(f"{where} must be an async method, without in_trio")
+        return
+    for marker in (RULE_MARKER, INITIALIZE_RULE_MARKER, INVARIANT_MARKER):
+        step = getattr(value, marker, None)
+        if step is None:
+            continue
+        if inspect.iscoroutinefunction(step.function):
+            raise TypeError(f"{where} is async: write @in_trio below Hypothesis' decorators")
+        if any(inspect.iscoroutinefunction(asked) for asked in step.preconditions):
+            raise TypeError(f"{where} has an async precondition: it would always hold")
 
 
 def _take_shields() -> None:
