@@ -233,7 +233,6 @@ class TrioStateMachine(RuleBasedStateMachine):
             `set_up` or `clean_up` that is not async.
 
     Attributes:
-        run: The run of this example; ``run.nursery`` is for what goes on between the rules.
         virtual_time: False for what waits for threads or processes: then time is real, and a
             deadlock is found after a minute.
     """
@@ -248,7 +247,7 @@ class TrioStateMachine(RuleBasedStateMachine):
 
     @property
     def run(self) -> TrioRun:
-        """The Trio run of this example; the first use starts it."""
+        """The run of this example; its ``nursery`` is for what goes on between the rules."""
         if self.__run is None:
             self.__run = TrioRun(virtual_time=self.virtual_time)
             self.__run.call(self.set_up)
