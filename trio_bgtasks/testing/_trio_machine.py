@@ -62,6 +62,7 @@ class TrioRun:
     """
 
     nursery: trio.Nursery
+    over: bool
 
     def __init__(self, *, virtual_time: bool = True) -> None:
         self.over = False
