@@ -1,16 +1,10 @@
-"""Find every living process that a test started, by walking /proc, and every descriptor left open.
-
-Each test that uses the fixture `marked` runs under an environment variable with a unique value,
-which its processes inherit, through every fork, exec, double fork and new session. A zombie has
-no environment any more and does not count.
-"""
+"""What processes and descriptors a test leaves, and how its processes stand."""
 
 from __future__ import annotations
 
 import fcntl
 import gc
 import os
-import signal
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,47 +12,15 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from trio_bgtasks.testing._processes import MARK, Marked
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-MARK = "TRIO_BGTASKS_TEST_MARK"
+__all__ = ["Marked"]
 
 PATIENCE_S = 60.0
 """For what must happen, on however slow a machine."""
-
-
-class Marked:
-    """The processes of one test."""
-
-    def __init__(self, mark: str) -> None:
-        self._entry = f"{MARK}={mark}".encode()
-
-    def alive(self) -> dict[int, str]:
-        """The command line of every living process of this test but this one, by its number."""
-        found = {}
-        for process in Path("/proc").iterdir():
-            if not process.name.isdigit() or int(process.name) == os.getpid():
-                continue
-            try:
-                if self._entry in (process / "environ").read_bytes().split(b"\0"):
-                    line = (process / "cmdline").read_bytes().replace(b"\0", b" ")
-                    found[int(process.name)] = line.decode(errors="replace").strip()
-            except OSError:
-                continue  # it has ended meanwhile
-        return found
-
-    def numbers(self, text: str) -> list[int]:
-        """The numbers of the living processes with that text in their command line."""
-        return [number for number, line in self.alive().items() if text in line]
-
-    def kill(self) -> None:
-        """Kill them all, so that a failed test does not spoil the next one."""
-        while left := self.alive():
-            for number in left:
-                try:
-                    os.kill(number, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
 
 
 def descriptors() -> dict[int, str]:

@@ -181,7 +181,9 @@ class Machine:
 
     def stall(self) -> None:
         """Renew the lease no more, and know nothing of it: everything here goes on."""
-        self.world.store._executors[self.manager.statistics().executor_id].renewal.cancel()
+        executor = self.world.store._executors.get(self.manager.statistics().executor_id)
+        assert executor is not None, "a living machine was buried"
+        executor.renewal.cancel()
 
     def crash(self) -> None:
         """End everything here at this moment; nothing is recorded and nobody is told."""

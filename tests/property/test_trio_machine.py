@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+import ast
 import gc
+import inspect
+import re
+import signal
 import threading
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
+from typing import ClassVar
 
 import greenlet  # type: ignore[import-untyped]
 import pytest
 import trio
-from hypothesis import HealthCheck, Phase, note, settings
+from hypothesis import (
+    HealthCheck,
+    Phase,
+    assume,
+    event,
+    note,
+    reproduce_failure,
+    settings,
+    target,
+)
 from hypothesis import strategies as st
 from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
     RuleBasedStateMachine,
+    consumes,
+    initialize,
     invariant,
+    multiple,
     precondition,
     rule,
     run_state_machine_as_test,
 )
 
-from trio_bgtasks.testing import Deadlock, TrioRun, TrioStateMachine, in_trio
+from trio_bgtasks.testing import (
+    Deadlock,
+    Livelock,
+    TrioRun,
+    TrioStateMachine,
+    _trio_machine,
+    in_trio,
+)
 from trio_bgtasks.testing._trio_machine import PATIENCE_S
 
 QUICK = settings(
@@ -227,7 +254,7 @@ def test_what_will_not_end_is_named_and_ended_all_the_same() -> None:
             run.nursery.start_soon(stubborn, name="stubborn")
 
         run.call(start)
-        with pytest.raises(Deadlock, match="within a virtual hour: stubborn"):
+        with pytest.raises(Deadlock, match="in 3600 s: stubborn"):
             run.close()
         run.close()
 
@@ -440,3 +467,309 @@ def test_a_failing_example_is_shrunk() -> None:
 def test_a_machine_that_never_began_is_torn_down() -> None:
     """Hypothesis tears a machine down also when its first step could not be drawn."""
     TrioStateMachine.teardown(object.__new__(TrioStateMachine))
+
+
+# ---- what people write ----------------------------------------------------------------------------
+
+
+class Shop(TrioStateMachine):
+    """Bundles, preconditions, invariants, drawn values, an initialize of its own; all async."""
+
+    taken = Bundle("taken")
+    seen: ClassVar[Counter[str]] = Counter()
+
+    async def set_up(self) -> None:
+        self.stock = 3
+        self.opened = False
+
+    @initialize(target=taken, stock=st.integers(3, 5))
+    @in_trio
+    async def open(self, stock: int) -> MultipleResults[int]:
+        await trio.lowlevel.checkpoint()
+        self.stock, self.opened = stock, True
+        return multiple()
+
+    @precondition(lambda self: self.stock > 0)
+    @rule(target=taken, data=st.data())
+    @in_trio
+    async def take(self, data: st.DataObject) -> int:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep, 1)
+            number = data.draw(st.integers(1, 2), label="number")
+            assume(number <= self.stock)  # within a nursery: Hypothesis has to see through a group
+            self.stock -= number
+        note(f"took {number}")
+        event(f"took {number}")
+        self.seen[f"took {number}"] += 1
+        return number
+
+    @rule(number=consumes(taken))
+    @in_trio
+    async def give_back(self, number: int) -> None:
+        await trio.lowlevel.checkpoint()
+        assert number in (1, 2)
+        self.stock += number
+        self.seen["gave back"] += 1
+
+    async def clean_up(self) -> None:
+        target(float(self.stock), label="stock")
+        await trio.lowlevel.checkpoint()
+        self.seen["aimed"] += 1
+
+    @invariant()
+    @in_trio
+    async def never_negative(self) -> None:
+        await trio.lowlevel.checkpoint()
+        assert self.opened
+        assert self.stock >= 0
+        self.seen["checked"] += 1
+
+
+def test_everything_of_hypothesis_works_in_async_rules() -> None:
+    """Bundles get what async rules return; drawing, assuming, noting and aiming work inside."""
+    Shop.seen.clear()
+    with nothing_left():
+        run_machine(Shop, settings(QUICK, phases=[Phase.generate, Phase.target]))
+    assert set(Shop.seen) == {"took 1", "took 2", "gave back", "checked", "aimed"}
+
+
+class Racy(TrioStateMachine):
+    """Fails only in one order of two tasks."""
+
+    @rule()
+    @in_trio
+    async def race(self) -> None:
+        order: list[str] = []
+
+        async def run(name: str) -> None:
+            await trio.lowlevel.checkpoint()
+            order.append(name)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, "a")
+            nursery.start_soon(run, "b")
+        assert order != ["b", "a"]
+
+
+def test_a_failing_schedule_is_reproduced_from_its_blob() -> None:
+    """What `print_blob` prints is enough to see the same interleaving again."""
+    how = settings(QUICK, print_blob=True, database=None)
+    with pytest.raises(AssertionError) as failed:
+        run_machine(Racy, how)
+    (version, blob), *_ = re.findall(
+        r"@reproduce_failure\('(.+?)', (b'.+?')\)", "".join(failed.value.__notes__)
+    )
+    again = reproduce_failure(version, ast.literal_eval(blob))(type("Again", (Racy,), {}))
+    with nothing_left(), pytest.raises(AssertionError, match=r"\['b', 'a'\]"):
+        run_machine(again, settings(how, print_blob=False))
+
+
+async def test_a_machine_within_a_trio_test_says_that_it_cannot() -> None:
+    """There is a run already; the error says so, and nothing is left of the attempt."""
+    with pytest.raises(RuntimeError, match=r"call run\(\) from inside a run\(\)"):
+        run_machine(Racy)
+    await trio.lowlevel.checkpoint()
+
+
+# ---- what people get wrong ------------------------------------------------------------------------
+
+
+def test_an_async_rule_without_in_trio_is_refused() -> None:
+    """Nobody would await it; in a bundle its coroutine would pass for a value."""
+    with pytest.raises(TypeError, match=r"Machine.work is async: write @in_trio below"):
+
+        class Machine(TrioStateMachine):
+            @rule(target=Bundle("things"))
+            async def work(self) -> int:
+                return 1
+
+
+def test_an_async_invariant_without_in_trio_is_refused() -> None:
+    """It would never fail."""
+    with pytest.raises(TypeError, match=r"Machine.holds is async: write @in_trio below"):
+
+        class Machine(TrioStateMachine):
+            @precondition(lambda _: True)
+            @invariant()
+            async def holds(self) -> None:
+                raise AssertionError
+
+
+def test_in_trio_above_the_decorator_is_refused() -> None:
+    """Hypothesis would call the async method itself."""
+    with pytest.raises(TypeError, match=r"work: in_trio goes below @rule"):
+
+        class Machine(TrioStateMachine):
+            @in_trio  # type: ignore[arg-type]  # the mistake
+            @rule()  # type: ignore[arg-type]  # Hypothesis' own types refuse an async rule, too
+            async def work(self) -> None:
+                """Do nothing."""
+
+
+def test_in_trio_on_what_is_not_async_is_refused() -> None:
+    """Its value cannot be awaited."""
+    with pytest.raises(TypeError, match=r"work: in_trio takes an async method"):
+
+        class Machine(TrioStateMachine):
+            @rule()
+            @in_trio  # type: ignore[arg-type]  # the mistake
+            def work(self) -> None:
+                """Do nothing."""
+
+
+def test_an_async_precondition_is_refused() -> None:
+    """A coroutine is true."""
+
+    async def never(_: object) -> bool:
+        return False
+
+    with pytest.raises(TypeError, match=r"Machine.work has an async precondition"):
+
+        class Machine(TrioStateMachine):
+            @precondition(never)  # type: ignore[arg-type]  # the mistake
+            @rule()
+            @in_trio
+            async def work(self) -> None:
+                """Do nothing."""
+
+
+def test_a_set_up_that_is_not_async_is_refused() -> None:
+    """Both are awaited by the machine itself."""
+    with pytest.raises(TypeError, match=r"Machine.set_up must be an async method"):
+
+        class Machine(TrioStateMachine):
+            def set_up(self) -> None:  # type: ignore[override]  # the mistake
+                """Do nothing."""
+
+
+class Nested(TrioStateMachine):
+    @rule()
+    @in_trio
+    async def work(self) -> None:
+        """Do nothing."""
+
+    @rule()
+    @in_trio
+    async def work_more(self) -> None:
+        self.work()
+
+
+class Deaf(TrioStateMachine):
+    """Spins for ever: it takes every cancellation for a failure, and tries again."""
+
+    @rule()
+    @in_trio
+    async def try_again(self) -> None:
+        self.run.nursery.start_soon(self.for_ever)
+        await trio.sleep(1)
+        raise KeyError("rule")
+
+    async def for_ever(self) -> None:
+        while True:
+            try:
+                await trio.sleep(10)
+            except BaseException:  # noqa: BLE001 - as planted
+                continue
+
+
+class Spinning(Deaf):
+    @rule()
+    @in_trio
+    async def try_again(self) -> None:
+        self.run.nursery.cancel_scope.cancel()
+        await self.for_ever()
+
+
+class BadSetUpForEver(Stubborn):
+    async def set_up(self) -> None:
+        await super().set_up()
+        await trio.sleep_forever()
+
+    @rule()
+    def never(self) -> None:
+        raise AssertionError
+
+
+class BadCleanUpForEver(Stubborn):
+    async def clean_up(self) -> None:
+        await super().clean_up()
+        await trio.sleep_forever()
+
+    @rule()
+    def work(self) -> None:
+        """Nothing is wrong before the end."""
+
+
+class FailsTwice(BadCleanUpForEver):
+    @rule()
+    def fail(self) -> None:
+        raise KeyError("rule")
+
+
+@pytest.mark.parametrize(
+    ("machine", "error", "text", "noted"),
+    [
+        (Nested, RuntimeError, "a call is under way", ""),
+        (Spinning, Livelock, r"no time passes: .*try_again at test_trio_machine.py:\d+", ""),
+        (Deaf, KeyError, "rule", "After that, at the end: Livelock: "),
+        (BadSetUpForEver, Deadlock, r"set_up at test_trio_machine.py:\d+ \(BadSetUpForEver", ""),
+        (BadCleanUpForEver, Deadlock, r"clean_up at test_trio_machine.py:\d+ \(BadCl", ""),
+        (FailsTwice, KeyError, "rule", "After that, at the end: Deadlock: still waiting"),
+    ],
+)
+def test_what_hangs_is_named_and_leaves_nothing(
+    machine: type[TrioStateMachine],
+    error: type[Exception],
+    text: str,
+    noted: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The place is told; what goes wrong at the end hides nothing that went wrong before."""
+    monkeypatch.setattr(_trio_machine, "TURNS", 1_000)
+    with nothing_left(), pytest.raises(error, match=text) as failed:
+        run_machine(machine)
+    assert noted in "".join(failed.value.__notes__)
+
+
+def test_async_generators_are_closed_with_their_example() -> None:
+    """One that was left open in the middle ends within the run, where it may still await."""
+    closed: list[float] = []
+
+    async def numbers() -> AsyncGenerator[int, None]:
+        try:
+            yield 1
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.lowlevel.checkpoint()
+            closed.append(trio.current_time())
+
+    class Machine(TrioStateMachine):
+        @rule()
+        @in_trio
+        async def fail(self) -> None:
+            self.open = numbers()
+            await anext(self.open)
+            raise KeyError("rule")
+
+    with nothing_left(), pytest.raises(KeyError):
+        run_machine(Machine)
+    assert closed
+
+
+def test_ctrl_c_in_a_rule_is_ctrl_c() -> None:
+    """It ends the tests at once, wherever it arrives, and leaves nothing."""
+    for protected in (False, True):
+
+        class Machine(TrioStateMachine):
+            @rule()
+            @in_trio
+            async def be_interrupted(self) -> None:
+                signal.raise_signal(signal.SIGINT)
+                await trio.sleep_forever()
+
+        if protected:
+            Machine.be_interrupted = rule()(  # type: ignore[method-assign]  # another one
+                in_trio(trio.lowlevel.enable_ki_protection(inspect.unwrap(Machine.be_interrupted)))
+            )
+        with nothing_left(), pytest.raises(KeyboardInterrupt):
+            run_machine(Machine)

@@ -3,7 +3,9 @@
 Needs the extra ``trio_bgtasks[testing]``.
 """
 
+from ._tool_machine import BackgroundToolMachine as BackgroundToolMachine
 from ._trio_machine import Deadlock as Deadlock
+from ._trio_machine import Livelock as Livelock
 from ._trio_machine import TrioRun as TrioRun
 from ._trio_machine import TrioStateMachine as TrioStateMachine
 from ._trio_machine import in_trio as in_trio

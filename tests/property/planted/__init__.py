@@ -1,0 +1,1 @@
+"""Wrong on purpose: what the machines of the kit must find."""

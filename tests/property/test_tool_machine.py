@@ -1,0 +1,265 @@
+"""The machine for tools: right ones pass it, and every planted fault is found and named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import hypothesis.strategies as st
+import pytest
+import trio
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.property.planted.tools import PLANTED, Count, machine_for
+from trio_bgtasks import (
+    BackgroundExecutable,
+    BackgroundExecution,
+    Failed,
+    Stopped,
+    Success,
+    TaskResult,
+    ToolDescriptor,
+    background_tool,
+)
+from trio_bgtasks.testing import BackgroundToolMachine, _trio_machine
+from trio_bgtasks.tools import ShellTool
+
+QUICK = settings(
+    derandomize=True,
+    database=None,
+    max_examples=20,
+    stateful_step_count=12,
+    phases=[Phase.generate],
+    deadline=None,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+@pytest.mark.parametrize(("tool", "text"), PLANTED, ids=lambda p: getattr(p, "__name__", ""))
+def test_a_wrong_tool_is_found(
+    tool: type[Count], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wrong with a tool is found at once, and said in so many words."""
+    monkeypatch.setattr(_trio_machine, "TURNS", 10_000)  # for those that would spin for ever
+    with pytest.raises(AssertionError, match=text) as found:
+        run_state_machine_as_test(machine_for(tool), settings=QUICK)
+    assert str(found.value).startswith(tool.__name__)
+    assert "arguments: {'limit': " in str(found.value)
+
+
+def test_a_tool_is_interrupted_at_each_await_in_each_way() -> None:
+    """Every await of the body, and of the tasks that it starts, receives each kind of Cancelled."""
+    heard: set[tuple[str, str | None]] = set()
+
+    @background_tool(supports_resume=True)
+    async def listen(execution: BackgroundExecution) -> str:
+        async def wait(name: str) -> None:
+            try:
+                if name == "sleep":
+                    await trio.sleep(1)
+                await trio.lowlevel.checkpoint()
+            except trio.Cancelled as cancelled:
+                why = (cancelled.reason or "").removeprefix("trio_bgtasks: ").partition(" ")[0]
+                heard.add((name, why if execution.stopping else "at once"))
+                raise
+
+        await wait("first")
+        await wait("sleep")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait, "child")
+            await wait("parent")
+        await wait("last")
+        return "heard"
+
+    class Machine(BackgroundToolMachine):
+        arguments = st.just({})
+
+        def make_tool(self) -> BackgroundExecutable[Any]:
+            return listen
+
+    run_state_machine_as_test(Machine, settings=settings(QUICK, max_examples=10))
+    names = ("first", "sleep", "child", "parent", "last")
+    ways = ("cancel", "shutdown", "at once")
+    assert heard >= {(name, way) for name in names for way in ways}
+
+
+class InvoiceMachine(BackgroundToolMachine):
+    arguments = st.fixed_dictionaries(
+        {"first": st.integers(0, 3), "last": st.integers(0, 5)}, optional={"pause_s": st.just(2.5)}
+    )
+
+    def make_tool(self) -> BackgroundExecutable[Any]:
+        return send_invoices
+
+
+class NurseryMachine(BackgroundToolMachine):
+    arguments = st.fixed_dictionaries({"urls": st.lists(st.sampled_from("abc"), max_size=4)})
+    may_raise = (KeyError,)
+
+    def make_tool(self) -> BackgroundExecutable[Any]:
+        return crawl
+
+    def same_result(self, expected: TaskResult, seen: TaskResult) -> bool:
+        return shuffled(expected) == shuffled(seen)
+
+
+class ShellMachine(BackgroundToolMachine):
+    """Real processes on the real clock: one that ends, one that fails, two of which one hides."""
+
+    virtual_time = False
+    bound_s = 30.0
+    arguments = st.fixed_dictionaries(
+        {"command": st.sampled_from(["echo $((6 * 7))", "exit 3", "setsid sleep 0.02 & echo out"])}
+    )
+
+    def make_tool(self) -> BackgroundExecutable[Any]:
+        return ShellTool(supports_resume=True, grace_s=1.0)
+
+    def same_result(self, expected: TaskResult, seen: TaskResult) -> bool:
+        return without_duration(expected) == without_duration(seen)
+
+
+@background_tool(supports_resume=True)
+async def send_invoices(
+    first: int, last: int, execution: BackgroundExecution, pause_s: float = 0.0
+) -> TaskResult:
+    """Send a range of invoices; stops itself once."""
+    done = (execution.checkpoint or {}).get("sent_until", first - 1)
+    for number in range(done + 1, last + 1):
+        if number == 3 and not execution.is_resume:
+            return Stopped("later")
+        await trio.sleep(pause_s)
+        await execution.report_progress(number, last)
+        await execution.save_checkpoint({"sent_until": number})
+    return Success({"sent_until": last})
+
+
+@background_tool
+async def crawl(urls: list[str]) -> list[str]:
+    """Fetch several pages at once, in tasks of its own; b takes time to say goodbye, c fails."""
+    found: list[str] = []
+
+    async def fetch(url: str) -> None:
+        try:
+            await trio.sleep(len(found))
+            await trio.lowlevel.checkpoint()
+        finally:
+            with trio.move_on_after(4, shield=True):
+                await trio.sleep(3 if url == "b" else 0)
+        if url == "c":
+            raise KeyError(url)
+        found.append(url)
+
+    async with trio.open_nursery() as nursery:
+        for url in urls:
+            nursery.start_soon(fetch, url)
+    return found
+
+
+def shuffled(outcome: TaskResult) -> TaskResult:
+    """Return an outcome without the order in which the pages came."""
+    return Success(sorted(outcome.value)) if isinstance(outcome, Success) else outcome
+
+
+def without_duration(outcome: TaskResult) -> TaskResult:
+    """Return the outcome of a command without the time that it took."""
+    assert isinstance(outcome, Success | Failed)
+    return attrs.evolve(outcome, value={**outcome.value, "duration_s": 0})
+
+
+class FinishingMachine(BackgroundToolMachine):
+    """A tool that keeps its arguments to itself, has another name for the id, and must finish."""
+
+    arguments = st.fixed_dictionaries({"secret": st.text(max_size=3)})
+    finishes_when_cancelled = True
+
+    def make_tool(self) -> BackgroundExecutable[Any]:
+        return Finishing()
+
+    def resume_arguments(self, arguments: dict[str, Any], task_id: str) -> dict[str, Any]:
+        return {**arguments, "ticket": task_id}
+
+
+class Finishing(BackgroundExecutable[None]):
+    task_type = "finishing"
+    supports_resume = True
+
+    def descriptor(self) -> ToolDescriptor:
+        properties: dict[str, Any] = {"secret": {"type": "string"}, "ticket": {"type": "string"}}
+        schema: dict[str, Any] = {"properties": properties, "required": ["secret"]}
+        return ToolDescriptor("finishing", "finishing", "", {"type": "object", **schema})
+
+    def task_id_from_args(self, args: dict[str, Any], /) -> str | None:
+        return args.get("ticket")
+
+    def stored_args(self, args: dict[str, Any], /) -> dict[str, Any]:
+        return {}
+
+    async def execute_background(
+        self,
+        task_id: str,
+        args: dict[str, Any],
+        prepared: None,
+        execution: BackgroundExecution,
+        cancel_scope: trio.CancelScope,
+        /,
+    ) -> TaskResult:
+        await trio.lowlevel.checkpoint()
+        try:
+            await trio.sleep(10)
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1)
+        return Success(args["secret"])
+
+
+class Refused(FinishingMachine):
+    arguments = st.just({"secret": 7})
+
+
+class Unfinished(FinishingMachine):
+    finishes_when_cancelled = False
+
+
+class Forgetful(FinishingMachine):
+    def resume_arguments(self, arguments: dict[str, Any], task_id: str) -> dict[str, Any]:
+        return {"ticket": task_id}
+
+
+class WithoutArguments(BackgroundToolMachine):
+    """Somebody forgot them."""
+
+
+class WithoutTool(BackgroundToolMachine):
+    arguments = st.just({})
+
+
+@pytest.mark.parametrize(
+    ("machine", "error", "text"),
+    [
+        (Refused, AssertionError, "finishing refuses a call with the arguments drawn: Invalid"),
+        (Unfinished, AssertionError, "swallows trio.Cancelled"),
+        (Forgetful, AssertionError, 'refuses .*"secret" is a required property'),
+        (WithoutArguments, TypeError, "WithoutArguments needs `arguments`"),
+        (WithoutTool, NotImplementedError, "WithoutTool needs a method make_tool"),
+    ],
+)
+def test_a_machine_that_was_set_up_wrong_says_so(
+    machine: type[BackgroundToolMachine], error: type[Exception], text: str
+) -> None:
+    """What its author left out, or does not hold for the tool, is named."""
+    with pytest.raises(error, match=text):
+        run_state_machine_as_test(machine, settings=QUICK)
+
+
+RightMachine = machine_for(Count)  # the tool from which the wrong ones differ
+for tested in (RightMachine, InvoiceMachine, FinishingMachine, NurseryMachine, ShellMachine):
+    tested.TestCase.settings = settings(deadline=None, max_examples=15, stateful_step_count=12)
+ShellMachine.TestCase.settings = settings(deadline=None, max_examples=2, stateful_step_count=6)
+TestRight = RightMachine.TestCase
+TestInvoices = InvoiceMachine.TestCase
+TestFinishing = FinishingMachine.TestCase
+TestNursery = NurseryMachine.TestCase
+TestShell = ShellMachine.TestCase
