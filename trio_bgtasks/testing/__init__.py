@@ -5,6 +5,8 @@ Needs the extra ``trio_bgtasks[testing]``.
 
 from ._lifecycle_log import LifecycleStep as LifecycleStep
 from ._lifecycle_machine import LifecycleMachine as LifecycleMachine
+from ._search import LifecycleSearch as LifecycleSearch
+from ._search import search_lifecycle as search_lifecycle
 from ._trio_machine import Deadlock as Deadlock
 from ._trio_machine import TrioRun as TrioRun
 from ._trio_machine import TrioStateMachine as TrioStateMachine
