@@ -3,6 +3,7 @@
 Needs the extra ``trio_bgtasks[testing]``.
 """
 
+from . import strategies as strategies
 from ._lifecycle_log import LifecycleStep as LifecycleStep
 from ._lifecycle_machine import LifecycleMachine as LifecycleMachine
 from ._search import LifecycleSearch as LifecycleSearch
