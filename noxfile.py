@@ -97,6 +97,14 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def model(session: nox.Session) -> None:
+    """Search the lifecycle exhaustively; run spin, which has to be installed, on its model."""
+    session.install("-e", ".[testing]")
+    session.run("python", "-m", "trio_bgtasks.testing")
+    session.run("python", "models/check.py")
+
+
+@nox.session
 def demo_from_wheel(session: nox.Session) -> None:
     """Build a wheel, install it into a new environment and run the demo far from the sources."""
     tmp = Path(session.create_tmp())

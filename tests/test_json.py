@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.values import containers, json_values
+from tests.values import containers
 from trio_bgtasks._json import (
     MAX_BYTES,
     MAX_DEPTH,
@@ -30,6 +30,7 @@ from trio_bgtasks._json import (
     new_id,
     shorten,
 )
+from trio_bgtasks.testing.strategies import json_values
 
 
 class Colour(str, enum.Enum):  # noqa: UP042 - its str() is not its value, which is the point
@@ -73,7 +74,7 @@ def nested(depth: int) -> Any:
     return value
 
 
-@given(json_values)
+@given(json_values())
 def test_a_copy_is_equal_plain_and_shares_no_container(value: Any) -> None:
     """Every JSON value is taken; its copy and its clone are equal and share nothing mutable."""
     copied = copy_json(value)

@@ -12,15 +12,6 @@ from typing import Any
 import attrs
 import pytest
 
-from tests.property.by_hand import (
-    GUARDS,
-    STATES,
-    TABLE,
-    changed_fields,
-    event_name,
-    expected,
-    state_name,
-)
 from trio_bgtasks._errors import IdempotencyKeyUsed, ParentCancelled, Refused, UnknownTask
 from trio_bgtasks._lifecycle import (
     AttemptStarted,
@@ -44,6 +35,15 @@ from trio_bgtasks._records import (
     Success,
     TaskRecord,
     TaskStatus,
+)
+from trio_bgtasks.testing._model import (
+    GUARDS,
+    STATES,
+    TABLE,
+    changed_fields,
+    event_name,
+    expected,
+    state_name,
 )
 
 _RUNNING = TaskRecord(

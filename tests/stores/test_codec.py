@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.values import json_values, texts
 from trio_bgtasks._codec import (
     RECORD_FIELDS,
     dump_json,
@@ -29,26 +28,27 @@ from trio_bgtasks._records import (
     TaskSummary,
     ThreadMessageRef,
 )
+from trio_bgtasks.testing.strategies import json_values, texts
 
 times = st.integers(0, 1 << 53)
-objects = st.dictionaries(texts, json_values, max_size=3)
+objects = st.dictionaries(texts(), json_values(), max_size=3)
 numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(1 << 53), 1 << 53)
-refs: st.SearchStrategy[ResultRef] = st.builds(ExternalRef, texts) | st.builds(
-    ThreadMessageRef, texts, st.none() | texts
+refs: st.SearchStrategy[ResultRef] = st.builds(ExternalRef, texts()) | st.builds(
+    ThreadMessageRef, texts(), st.none() | texts()
 )
-progresses = st.builds(Progress, numbers, st.none() | numbers, st.none() | texts)
+progresses = st.builds(Progress, numbers, st.none() | numbers, st.none() | texts())
 parts: dict[str, st.SearchStrategy[Any]] = {
-    "task_id": texts,
-    "task_type": texts,
-    "description": texts,
+    "task_id": texts(),
+    "task_type": texts(),
+    "description": texts(),
     "created_at_ms": times,
     "supports_resume": st.booleans(),
     "attempt": st.integers(1, 1 << 53),
-    "error": st.none() | texts,
-    "result": json_values,
+    "error": st.none() | texts(),
+    "result": json_values(),
     "result_ref": st.none() | refs,
     "completed_at_ms": st.none() | times,
-    "parent_task_id": st.none() | texts,
+    "parent_task_id": st.none() | texts(),
     "metadata": objects,
     "progress": st.none() | progresses,
 }
@@ -63,14 +63,14 @@ def records(draw: st.DrawFn) -> TaskRecord:
             TaskRecord,
             **parts,
             status=st.just(status),
-            owner_thread_id=texts,
+            owner_thread_id=texts(),
             updated_at_ms=times,
             background=st.booleans(),
-            executor_id=texts if status is TaskStatus.RUNNING else st.none(),
+            executor_id=texts() if status is TaskStatus.RUNNING else st.none(),
             args=objects,
-            idempotency_key=st.none() | texts,
+            idempotency_key=st.none() | texts(),
             cancel_requested_at_ms=st.none() | times,
-            checkpoint=json_values,
+            checkpoint=json_values(),
             output_bytes=times,
             seq=times,
         )
@@ -82,11 +82,11 @@ summaries = st.builds(
     **parts,
     status=st.sampled_from(TaskStatus),
     queued=st.booleans(),
-    persistence_error=st.none() | texts,
+    persistence_error=st.none() | texts(),
 )
 
 
-@given(json_values)
+@given(json_values())
 def test_json_text_is_read_as_it_was_written(value: Any) -> None:
     """Numbers keep their kind, sign and every digit; text every character."""
     assert repr(parse_json(dump_json(copy_json(value)))) == repr(value)

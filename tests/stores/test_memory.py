@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, assert_no_checkpoints
 
-from tests.values import containers, json_values
+from tests.values import containers
 from trio_bgtasks._errors import (
     ExecutorAlive,
     ExecutorFenced,
@@ -50,6 +50,7 @@ from trio_bgtasks._records import (
 )
 from trio_bgtasks.stores._protocol import ExecutorHandle, LeaseTerms, RecordPage, TaskStore
 from trio_bgtasks.stores.memory import MemoryTaskStore
+from trio_bgtasks.testing.strategies import json_values
 
 TERMS = LeaseTerms(lease_s=30, renew_s=10)
 FOREVER = 1 << 62
@@ -239,7 +240,7 @@ async def test_a_value_that_is_not_json_is_refused_and_changes_nothing(
     assert (await world.start("bg_2")).seq == 2
 
 
-@given(json_values, st.dictionaries(st.text("ab"), json_values, max_size=3))
+@given(json_values(), st.dictionaries(st.text("ab"), json_values(), max_size=3))
 def test_nothing_that_is_given_or_handed_out_is_shared(value: Any, args: dict[str, Any]) -> None:
     """Not one list or object is the same in two answers, or in an answer and an argument."""
 

@@ -4,6 +4,11 @@ Needs the extra ``trio_bgtasks[testing]``.
 """
 
 from ._tool_machine import BackgroundToolMachine as BackgroundToolMachine
+from . import strategies as strategies
+from ._lifecycle_log import LifecycleStep as LifecycleStep
+from ._lifecycle_machine import LifecycleMachine as LifecycleMachine
+from ._search import LifecycleSearch as LifecycleSearch
+from ._search import search_lifecycle as search_lifecycle
 from ._trio_machine import Deadlock as Deadlock
 from ._trio_machine import Livelock as Livelock
 from ._trio_machine import TrioRun as TrioRun

@@ -1,4 +1,4 @@
-"""The lifecycle written a second time, by hand, from the design; nothing here calls the library's.
+"""The lifecycle written a second time, by hand, from the promises; it never asks the library's own.
 
 `TABLE` says what each event does in each state when all its guards hold, `GUARDS` what a broken
 guard is refused with, `changed_fields` what an accepted event writes. Together they are the model
@@ -9,19 +9,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from trio_bgtasks._lifecycle import (
+from trio_bgtasks import (
     AttemptStarted,
+    Cancelled,
     CancelRequested,
     CheckpointSaved,
     Event,
     Facts,
+    Failed,
     Finished,
     Orphaned,
     OutputAppended,
     ProgressReported,
     Registered,
+    Stopped,
+    Success,
+    TaskRecord,
+    TaskStatus,
 )
-from trio_bgtasks._records import Cancelled, Failed, Stopped, Success, TaskRecord, TaskStatus
 
 STATES = (
     "nothing",
