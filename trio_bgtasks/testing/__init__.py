@@ -3,6 +3,9 @@
 Needs the extra ``trio_bgtasks[testing]``.
 """
 
+from ._faulty import Fault as Fault
+from ._faulty import FaultyStore as FaultyStore
+from ._faulty import StoreWrapper as StoreWrapper
 from ._trio_machine import Deadlock as Deadlock
 from ._trio_machine import TrioRun as TrioRun
 from ._trio_machine import TrioStateMachine as TrioStateMachine
