@@ -227,7 +227,7 @@ def test_what_will_not_end_is_named_and_ended_all_the_same() -> None:
             run.nursery.start_soon(stubborn, name="stubborn")
 
         run.call(start)
-        with pytest.raises(Deadlock, match="within a virtual hour: stubborn"):
+        with pytest.raises(Deadlock, match="in 3600 s: stubborn"):
             run.close()
         run.close()
 
@@ -291,6 +291,23 @@ def test_rules_share_the_run_and_keep_hypothesis_context() -> None:
     assert drawn
     assert runs == closed
     assert all(run.over for run in runs)
+
+
+def test_a_machine_in_real_time_waits_for_threads() -> None:
+    """On a virtual clock the time-out would be over before the thread has begun."""
+    answers: list[int] = []
+
+    class Machine(TrioStateMachine):
+        virtual_time = False
+
+        @rule()
+        @in_trio
+        async def ask_a_thread(self) -> None:
+            with trio.fail_after(50):
+                answers.append(await trio.to_thread.run_sync(lambda: 7))
+
+    run_machine(Machine, settings(QUICK, max_examples=2))
+    assert set(answers) == {7}
 
 
 def test_schedules_vary_and_can_be_replayed() -> None:

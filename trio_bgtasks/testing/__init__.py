@@ -6,6 +6,7 @@ Needs the extra ``trio_bgtasks[testing]``.
 from ._faulty import Fault as Fault
 from ._faulty import FaultyStore as FaultyStore
 from ._faulty import StoreWrapper as StoreWrapper
+from ._store_machine import TaskStoreMachine as TaskStoreMachine
 from ._trio_machine import Deadlock as Deadlock
 from ._trio_machine import TrioRun as TrioRun
 from ._trio_machine import TrioStateMachine as TrioStateMachine

@@ -3,8 +3,8 @@
 ``trio.run`` lives in a greenlet of its own. A rule switches into it with an async function and is
 switched back when that has returned; between two rules the run is frozen, so nothing happens that
 no rule asked for. Everything stays in one thread, so Hypothesis' ``data.draw``, ``note`` and
-``event`` work inside async rules. The clock is virtual, and Trio's scheduler is seeded by the
-example, so that schedules vary, shrink and can be replayed.
+``event`` work inside async rules. The clock is virtual unless a machine says otherwise, and Trio's
+scheduler is seeded by the example, so that schedules vary, shrink and can be replayed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar, cast
 
 import greenlet  # type: ignore[import-untyped]
 import hypothesis.strategies as st
@@ -29,30 +29,32 @@ AsyncFunction = Callable[[], Awaitable[T]]
 # Virtual seconds after which nothing will happen any more. Not longer than any rule needs, because
 # everything periodic (leases, sweeps, polls) is run through on the way to it.
 PATIENCE_S = 3600.0
+REAL_PATIENCE_S = 60.0  # on the real clock: longer than any thread or process may need
 
 
 class Deadlock(AssertionError):
-    """A rule, or the end of the run, was still waiting after a virtual hour."""
+    """A rule, or the end of the run, was still waiting after a virtual hour, or a real minute."""
 
 
 class TrioRun:
     """A Trio run that synchronous code enters with `call` and ends with `close`.
 
     ``nursery`` is for whatever has to go on between the calls. When a task of it crashes the run is
-    over: the call that was under way raises what the task raised.
+    over: the call that was under way raises what the task raised. ``virtual_time`` is for what runs
+    on the loop alone: to a virtual clock a thread that works is nothing to wait for.
     """
 
     nursery: trio.Nursery
 
-    def __init__(self) -> None:
+    def __init__(self, *, virtual_time: bool = True) -> None:
         self.over = False
+        self._patience_s = PATIENCE_S if virtual_time else REAL_PATIENCE_S
         self._crash: Exception | None = None
         self._born, self._ended = trio.Event(), trio.Event()  # the nursery
         self._news = trio.Event()  # the call under way has returned, or the nursery has ended
         self._hub = greenlet.getcurrent()
-        self._inside = greenlet.greenlet(
-            partial(trio.run, self._main, clock=MockClock(autojump_threshold=0))
-        )
+        clock = MockClock(autojump_threshold=0) if virtual_time else None
+        self._inside = greenlet.greenlet(partial(trio.run, self._main, clock=clock))
         self._inside.switch()
 
     # ---- from outside -------------------------------------------------------------------------
@@ -61,7 +63,7 @@ class TrioRun:
         """Call ``function`` inside the run; return its value, or raise what it raised.
 
         Raises:
-            Deadlock: it did not return within a virtual hour; it is still waiting.
+            Deadlock: it did not return in time; it is still waiting.
             RuntimeError: the run is over.
         """
         if self.over:
@@ -73,7 +75,7 @@ class TrioRun:
         """End the run: cancel what is left of it and wait. Nothing of it is alive afterwards.
 
         Raises:
-            Deadlock: something would not end within a virtual hour, until its shields were taken.
+            Deadlock: something would not end in time, until its shields were taken.
             Exception: a background task crashed, and no call has raised that yet.
         """
         if self._inside.dead:
@@ -81,7 +83,7 @@ class TrioRun:
         self.over = True
         stuck: str | None = self._inside.switch(None)
         if stuck is not None:
-            raise Deadlock(f"not ended by its cancellation within a virtual hour: {stuck}")
+            raise Deadlock(f"not ended by its cancellation in {self._patience_s:.0f} s: {stuck}")
         if self._crash is not None:
             raise self._crash
 
@@ -93,7 +95,7 @@ class TrioRun:
             root.start_soon(self._live)
             await self._serve()
             self.nursery.cancel_scope.cancel()
-            while not await _within_patience(self._ended):
+            while not await self._in_time(self._ended):
                 stuck = stuck or ", ".join(_names(self.nursery))
                 _take_shields()
         return stuck
@@ -117,7 +119,7 @@ class TrioRun:
             self._news = trio.Event()
             replies: list[outcome.Outcome[Any]] = []
             self.nursery.start_soon(self._perform, function, replies)
-            await _within_patience(self._news)
+            await self._in_time(self._news)
             reply = self._outcome(replies)
 
     async def _perform(
@@ -130,6 +132,11 @@ class TrioRun:
             case _:
                 replies.append(result)
                 self._news.set()
+
+    async def _in_time(self, event: trio.Event) -> bool:
+        with trio.move_on_after(self._patience_s):
+            await event.wait()
+        return event.is_set()
 
     def _outcome(self, replies: list[outcome.Outcome[Any]]) -> outcome.Outcome[Any]:
         self.over = self._ended.is_set()
@@ -155,15 +162,20 @@ class TrioStateMachine(RuleBasedStateMachine):
     """A state machine with a Trio run. Override `set_up` and `clean_up`; decorate with `in_trio`.
 
     Use no other ``@initialize``: several of them run in an order that is drawn.
+
+    Attributes:
+        virtual_time: False for what waits for threads or processes: then time is real, and a
+            deadlock is found after a minute.
     """
 
+    virtual_time: ClassVar[bool] = True
     run: TrioRun
 
     @initialize(schedule=st.random_module())
     def begin(self, schedule: object) -> None:
         """Start the run; the drawn seed is that of Trio's scheduler, too."""
         del schedule
-        self.run = TrioRun()
+        self.run = TrioRun(virtual_time=self.virtual_time)
         self.run.call(self.set_up)
 
     async def set_up(self) -> None:
@@ -187,12 +199,6 @@ class TrioStateMachine(RuleBasedStateMachine):
 
 
 # ---- small things -------------------------------------------------------------------------------
-
-
-async def _within_patience(event: trio.Event) -> bool:
-    with trio.move_on_after(PATIENCE_S):
-        await event.wait()
-    return event.is_set()
 
 
 def _alone(error: Exception) -> Exception:
