@@ -9,9 +9,11 @@ import inspect
 import shutil
 import sqlite3
 import tempfile
+import unittest
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
@@ -108,15 +110,17 @@ TestWrapped = WrappedMachine.TestCase
 TestSqlite = SqliteMachine.TestCase
 TestMigrated = MigratedMachine.TestCase
 
-for case, share in (
-    (TestMemory, 1.0),
-    (TestWrapped, 0.1),
-    (TestSqlite, 0.25),
-    (TestMigrated, 0.05),
-):
-    case.settings = settings(
-        max_examples=int(settings().max_examples * share), stateful_step_count=25
-    )
+
+def deepen(case: type[unittest.TestCase], share: float) -> None:
+    """Give a machine its share of the profile's examples."""
+    examples = int(settings().max_examples * share)
+    cast("Any", case).settings = settings(max_examples=examples, stateful_step_count=25)
+
+
+deepen(TestMemory, 1.0)
+deepen(TestWrapped, 0.1)
+deepen(TestSqlite, 0.25)
+deepen(TestMigrated, 0.05)
 
 
 PLANTED = [

@@ -240,11 +240,11 @@ class TaskStoreMachine(StoreClients):
     @rule(
         sweepers=st.lists(_clients, min_size=1, max_size=2),
         suspect=st.none() | st.integers(0, 3),
-        lost=st.booleans(),
+        again=st.booleans(),
     )
     @in_trio
-    async def sweep(self, sweepers: list[int], suspect: int | None, *, lost: bool) -> None:
-        """Sweep, also several at once; if an answer is lost, the next sweep finds nothing more."""
+    async def sweep(self, sweepers: list[int], suspect: int | None, *, again: bool) -> None:
+        """Sweep, also several at once; a sweep after that finds nothing more."""
         if len(self._clients) == 1:
             await self._join()  # one that must be left alone
         await self._pass_time()
@@ -256,10 +256,10 @@ class TaskStoreMachine(StoreClients):
         reports = list(by_client.values())
         what = f"sweep(suspect={name!r})\n" + "\n".join(f"  -> {report}" for report in reports)
         note(what)
-        if lost:
-            again = await self._one(0).store.sweep(self._one(0).executor_id, at_ms, suspect=name)
-            if again.fenced or again.ended:
-                raise broken(view.SWEEP, f"{what}\na second one ended more: {again}")
+        if again:
+            second = await self._one(0).store.sweep(self._one(0).executor_id, at_ms, suspect=name)
+            if second.fenced or second.ended:
+                raise broken(view.SWEEP, f"{what}\na second one ended more: {second}")
         for title, expected, found in (
             ("fenced", fenced, [name for report in reports for name in report.fenced]),
             ("ended", ended, [task for report in reports for task in report.ended]),

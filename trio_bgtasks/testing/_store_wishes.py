@@ -296,7 +296,7 @@ _owners = st.sampled_from(OWNERS)
 _values = st.sampled_from(VALUES)
 _late = _mostly(0, 1, -1)
 _who = _mostly("its own", "mine", "a fenced one")
-_skews = _mostly(0, -3, 2)
+_skews = _mostly(0, -3, 2, times=1)
 _usually = _mostly(*(True, False))
 _rarely = _mostly(*(False, True))
 
