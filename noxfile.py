@@ -13,7 +13,7 @@ PYTHONS = nox.project.python_versions(PROJECT)  # from the classifiers
 nox.needs_version = ">=2025.10.16"
 nox.options.default_venv_backend = "venv"  # nothing to install first
 nox.options.sessions = [
-    *("lint", "imports", "types", "docs", "demo_from_wheel"),
+    *("lint", "imports", "types", "docs", "demo_from_wheel", "examples"),
     *("tests", "floors", "coverage"),
 ]
 
@@ -62,7 +62,7 @@ def lint(session: nox.Session) -> None:
     session.install(*groups("lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
-    session.run("flake8", "trio_bgtasks", "tests", "benchmarks")
+    session.run("flake8", "trio_bgtasks", "_trio_bgtasks_pytest.py", "tests", "benchmarks")
 
 
 @nox.session
@@ -114,6 +114,18 @@ def demo_from_wheel(session: nox.Session) -> None:
     session.install(f"{wheel}[cli]")
     session.chdir(tmp)
     session.run("trio-bgtasks", "demo")
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Install each example project, with this package, into a new environment and run its tests."""
+    for example in sorted(path.parent for path in Path("examples").glob("*/pyproject.toml")):
+        needed = nox.project.dependency_groups(
+            nox.project.load_toml(example / "pyproject.toml"), "tests"
+        )
+        session.install(".[testing]", f"./{example}", *needed)
+        with session.chdir(example):
+            session.run("pytest")
 
 
 @nox.session

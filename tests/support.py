@@ -1,12 +1,10 @@
-"""Stores that fail, hang or dawdle, bodies that follow orders, and a cancel at every checkpoint."""
+"""Requests, bodies that follow orders, and a cancel at every checkpoint."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import attrs
 import trio
@@ -16,13 +14,8 @@ from trio_bgtasks import (
     BackgroundExecution,
     BackgroundTaskManager,
     Cancelled,
-    Event,
-    JournalEntry,
     LeaseTerms,
     ManagerConfig,
-    MemoryTaskStore,
-    Notice,
-    OutputPage,
     StartRequest,
     Stopped,
     Success,
@@ -33,7 +26,10 @@ from trio_bgtasks import (
     TaskSummary,
     open_task_manager,
 )
-from trio_bgtasks.stores import ExecutorHandle, RecordPage, SweepReport, wall_clock_ms
+from trio_bgtasks.stores import ExecutorHandle, wall_clock_ms
+from trio_bgtasks.testing import Fault, FaultyStore, StoreWrapper
+
+__all__ = ["Fault", "FaultyStore", "StoreWrapper"]  # beside what is made here
 
 T = TypeVar("T")
 
@@ -118,131 +114,6 @@ async def grow(manager: BackgroundTaskManager, *rows: str) -> dict[str, Gate]:
 
 
 # ---- stores --------------------------------------------------------------------------------------
-
-
-class StoreWrapper:
-    """A `TaskStore` that hands on every call; `around` is what a test overrides."""
-
-    def __init__(self, inner: TaskStore | None = None) -> None:
-        self.inner: TaskStore = MemoryTaskStore() if inner is None else inner
-
-    async def around(self, call: str, afn: Callable[[], Awaitable[T]]) -> T:
-        """Make the call named ``call``."""
-        del call
-        return await afn()
-
-    async def apply(self, task_id: str, event: Event) -> TaskRecord:
-        return await self.around("apply", lambda: self.inner.apply(task_id, event))
-
-    async def load(self, task_id: str) -> TaskRecord | None:
-        return await self.around("load", lambda: self.inner.load(task_id))
-
-    async def load_by_key(self, owner_thread_id: str, key: str) -> TaskRecord | None:
-        return await self.around("load", lambda: self.inner.load_by_key(owner_thread_id, key))
-
-    async def list_owner(self, owner_thread_id: str, **options: Any) -> RecordPage:
-        return await self.around("list", lambda: self.inner.list_owner(owner_thread_id, **options))
-
-    async def children(self, task_id: str, **options: Any) -> RecordPage:
-        return await self.around("children", lambda: self.inner.children(task_id, **options))
-
-    async def history(self, task_id: str) -> list[JournalEntry]:
-        return await self.around("history", lambda: self.inner.history(task_id))
-
-    async def read_output(self, task_id: str, *, offset: int, limit: int) -> OutputPage:
-        return await self.around(
-            "read_output", lambda: self.inner.read_output(task_id, offset=offset, limit=limit)
-        )
-
-    async def notices(self, owner_thread_id: str, **options: Any) -> list[Notice]:
-        return await self.around("notices", lambda: self.inner.notices(owner_thread_id, **options))
-
-    async def acknowledge(self, owner_thread_id: str, notice_ids: Sequence[int]) -> None:
-        await self.around(
-            "acknowledge", lambda: self.inner.acknowledge(owner_thread_id, notice_ids)
-        )
-
-    async def collect(self, owner_thread_id: str | None, **options: Any) -> list[str]:
-        return await self.around("collect", lambda: self.inner.collect(owner_thread_id, **options))
-
-    async def owners(self, **options: Any) -> list[str]:
-        return await self.around("owners", lambda: self.inner.owners(**options))
-
-    async def sweep(
-        self, executor_id: str, at_ms: int, *, suspect: str | None = None
-    ) -> SweepReport:
-        return await self.around(
-            "sweep", lambda: self.inner.sweep(executor_id, at_ms, suspect=suspect)
-        )
-
-    async def cancel_marks(self, executor_id: str) -> list[str]:
-        return await self.around("cancel_marks", lambda: self.inner.cancel_marks(executor_id))
-
-    def executor(
-        self, terms: LeaseTerms, clock_ms: Callable[[], int] = wall_clock_ms
-    ) -> AbstractAsyncContextManager[ExecutorHandle]:
-        return self.inner.executor(terms, clock_ms)
-
-
-Fault = Literal["before", "after", "hang", "hang after", "slow"]
-
-
-class FaultyStore(StoreWrapper):
-    """A store whose calls of the kind ``calls`` go wrong: number ``first`` (from 1) to ``last``.
-
-    ``before``: ``error`` is raised, nothing was applied. ``after``: it is raised although the call
-    was applied. ``hang`` and ``hang after``: no answer, ever, before or after it was applied.
-    ``slow``: the call takes ten seconds.
-    """
-
-    def __init__(self, inner: TaskStore | None = None) -> None:
-        super().__init__(inner)
-        self.calls: frozenset[str] = frozenset()
-        self.fault: Fault = "before"
-        self.error: Callable[[], Exception] = lambda: ConnectionError("store is down")
-        self.first, self.last = 1, math.inf
-        self.made: Counter[str] = Counter()
-        self.struck = 0
-
-    def break_down(
-        self,
-        *calls: str,
-        fault: Fault = "before",
-        first: int = 1,
-        last: float = math.inf,
-        error: Callable[[], Exception] | None = None,
-    ) -> None:
-        """Let the ``first`` to the ``last`` of these calls from now on go wrong."""
-        self.calls, self.fault, self.first, self.last = frozenset(calls), fault, first, last
-        self.made.clear()
-        if error is not None:
-            self.error = error
-
-    def repair(self) -> None:
-        """Let everything go well again."""
-        self.calls = frozenset()
-
-    async def around(self, call: str, afn: Callable[[], Awaitable[T]]) -> T:
-        if call not in self.calls:
-            return await afn()
-        self.made[call] += 1
-        if not self.first <= self.made.total() <= self.last:
-            return await afn()
-        self.struck += 1
-        match self.fault:
-            case "before":
-                raise self.error()
-            case "after":
-                await afn()
-                raise self.error()
-            case "hang":
-                await trio.sleep_forever()
-            case "hang after":
-                await afn()
-                await trio.sleep_forever()
-            case "slow":
-                await trio.sleep(10)
-        return await afn()
 
 
 class CheckpointingStore(StoreWrapper):

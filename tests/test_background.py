@@ -760,7 +760,7 @@ async def test_a_key_that_cannot_be_looked_up_starts_nothing(
     store: BrokenStore, manager: BackgroundTaskManager
 ) -> None:
     """When it is not known whether a key was used, nothing is started."""
-    store.failing = {"load"}
+    store.failing = {"load_by_key"}
     with pytest.raises(ExecutionFailed, match="task lookup failed: the disk is gone"):
         await BackgroundCapable(Scripted(), manager).execute(BACKGROUND, key("k"))
     store.failing.clear()

@@ -279,14 +279,14 @@ async def test_output_is_stored_once_whatever_the_store_does(
 ) -> None:
     """A write that failed, or was applied unknown to us, is made again; the log has no double."""
     store = FaultyStore()
-    store.error = lambda: OSError("disk") if foreign else TaskStoreError("no")
+    error = (lambda: OSError("disk")) if foreign else (lambda: TaskStoreError("no"))
     said = ""
 
     async def body(execution: BackgroundExecution) -> None:
         nonlocal said
         for n in range(40):
             if n == 5:
-                store.break_down("apply", fault=fault, first=2, last=3)
+                store.break_down("apply", fault=fault, first=2, last=3, error=error)
             said += f"{n};"
             await execution.write_output(f"{n};")
             await trio.sleep(0.1)

@@ -36,7 +36,7 @@ from trio_bgtasks._lifecycle import (
     Registered,
     apply,
     ends_attempt,
-    journal_line,
+    journal_entry,
 )
 from trio_bgtasks._records import (
     Cancelled,
@@ -274,9 +274,9 @@ def test_the_journal_has_a_line_for_every_status_change_and_cancel() -> None:
     journal: list[JournalEntry] = []
     for event, facts in steps:
         after = apply("bg_1", record, event, facts)
-        line = journal_line(record, event, after)
-        if line is not None:
-            journal.append(JournalEntry(*line))
+        entry = journal_entry(record, event, after)
+        if entry is not None:
+            journal.append(entry)
         record = after
     assert journal == [
         JournalEntry(10, "registered", 1, TaskStatus.RUNNING, "ex_1"),
@@ -291,9 +291,8 @@ def test_abandoning_a_stopped_task_is_in_the_journal() -> None:
     """A cancel that ends a stopped task is one line, by nobody in particular."""
     before = stopped()
     event = CancelRequested(40)
-    line = journal_line(before, event, apply("bg_1", before, event))
-    assert line is not None
-    assert JournalEntry(*line) == JournalEntry(40, "cancel_requested", 1, TaskStatus.CANCELLED)
+    entry = journal_entry(before, event, apply("bg_1", before, event))
+    assert entry == JournalEntry(40, "cancel_requested", 1, TaskStatus.CANCELLED)
 
 
 @pytest.mark.parametrize(

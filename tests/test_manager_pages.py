@@ -20,7 +20,7 @@ class Greedy(StoreWrapper):
     in_one_go = most = 0
 
     async def around(self, call: str, afn: Callable[[], Awaitable[T]]) -> T:
-        if call in ("list", "owners", "collect"):
+        if call in ("list_owner", "owners", "collect"):
             self.in_one_go += 1
             self.most = max(self.most, self.in_one_go)
         return await afn()

@@ -256,7 +256,7 @@ async def test_a_reader_that_is_cancelled_anywhere_loses_no_announcement(
     assert k > 3
 
 
-@pytest.mark.parametrize("call", ["notices", "list", "acknowledge"])
+@pytest.mark.parametrize("call", ["notices", "list_owner", "acknowledge"])
 async def test_a_store_fault_loses_no_announcement(
     call: str, store: BrokenStore, manager: BackgroundTaskManager
 ) -> None:

@@ -47,6 +47,8 @@ from ._lifecycle import OutputAppended as OutputAppended
 from ._lifecycle import ProgressReported as ProgressReported
 from ._lifecycle import Registered as Registered
 from ._lifecycle import apply as apply
+from ._lifecycle import ends_attempt as ends_attempt
+from ._lifecycle import journal_entry as journal_entry
 
 # Runtime
 from ._hints import Subscription as Subscription

@@ -38,6 +38,7 @@ from ._errors import (
 from ._json import JsonObject, JsonValue
 from ._records import (
     Failed,
+    JournalEntry,
     JournalKind,
     Progress,
     Stopped,
@@ -381,9 +382,9 @@ JournalLine: TypeAlias = tuple[int, JournalKind, int, TaskStatus, str | None, st
 
 
 def journal_line(before: TaskRecord | None, event: Event, after: TaskRecord) -> JournalLine | None:
-    """Return the fields of the `JournalEntry` of a change.
+    """Return the fields of the `JournalEntry` of a change; None as `journal_entry` does.
 
-    None when neither status nor cancel mark changed.
+    For stores that are asked for the history seldom: an entry costs more than the rest of a line.
     """
     kind = _KINDS.get(type(event))
     if kind is None or after is before:
@@ -391,6 +392,14 @@ def journal_line(before: TaskRecord | None, event: Event, after: TaskRecord) -> 
     executor_id = None if isinstance(event, CancelRequested) else event.executor_id
     detail = after.error if kind in _ENDS else None
     return event.at_ms, kind, after.attempt, after.status, executor_id, detail
+
+
+def journal_entry(
+    before: TaskRecord | None, event: Event, after: TaskRecord
+) -> JournalEntry | None:
+    """Return the history line of a change, None when neither status nor cancel mark changed."""
+    line = journal_line(before, event, after)
+    return None if line is None else JournalEntry(*line)
 
 
 def ends_attempt(event: Event, after: TaskRecord) -> bool:

@@ -320,6 +320,23 @@ def test_rules_share_the_run_and_keep_hypothesis_context() -> None:
     assert all(run.over for run in runs)
 
 
+def test_a_machine_in_real_time_waits_for_threads() -> None:
+    """On a virtual clock the time-out would be over before the thread has begun."""
+    answers: list[int] = []
+
+    class Machine(TrioStateMachine):
+        virtual_time = False
+
+        @rule()
+        @in_trio
+        async def ask_a_thread(self) -> None:
+            with trio.fail_after(50):
+                answers.append(await trio.to_thread.run_sync(lambda: 7))
+
+    run_machine(Machine, settings(QUICK, max_examples=2))
+    assert set(answers) == {7}
+
+
 def test_schedules_vary_and_can_be_replayed() -> None:
     """The order of tasks differs between examples, and is the same when they are run again."""
 

@@ -255,7 +255,7 @@ async def test_a_store_fault_does_not_hide_what_is_live(
     await start(manager, giving(Success(1)))
     live = await start(manager, Scripted(forever))
     status = tool(manager, "task_status")
-    store.failing = {"load", "list"}
+    store.failing = {"load", "list_owner"}
     one = await status.execute({"task_id": live}, CTX)
     assert (one.status, one.data["status"]) == (ToolStatus.SUCCESS, "running")
     assert GONE in one.data["persistence_error"]

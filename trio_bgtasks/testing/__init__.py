@@ -3,12 +3,16 @@
 Needs the extra ``trio_bgtasks[testing]``.
 """
 
-from ._tool_machine import BackgroundToolMachine as BackgroundToolMachine
 from . import strategies as strategies
+from ._faulty import Fault as Fault
+from ._faulty import FaultyStore as FaultyStore
+from ._faulty import StoreWrapper as StoreWrapper
 from ._lifecycle_log import LifecycleStep as LifecycleStep
 from ._lifecycle_machine import LifecycleMachine as LifecycleMachine
 from ._search import LifecycleSearch as LifecycleSearch
 from ._search import search_lifecycle as search_lifecycle
+from ._store_machine import TaskStoreMachine as TaskStoreMachine
+from ._tool_machine import BackgroundToolMachine as BackgroundToolMachine
 from ._trio_machine import Deadlock as Deadlock
 from ._trio_machine import Livelock as Livelock
 from ._trio_machine import TrioRun as TrioRun

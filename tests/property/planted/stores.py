@@ -1,0 +1,267 @@
+"""Stores with one bug each, that a `TaskStoreMachine` must find."""
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import trio
+
+from trio_bgtasks import (
+    CancelRequested,
+    CheckpointSaved,
+    Event,
+    Finished,
+    MemoryTaskStore,
+    Notice,
+    Orphaned,
+    OutputAppended,
+    OutputPage,
+    Registered,
+    TaskRecord,
+    TaskStatus,
+)
+from trio_bgtasks.stores import RecordPage, SweepReport
+
+
+class LastWriteWins(MemoryTaskStore):
+    """Loads, thinks, and saves: what was saved meanwhile is overwritten."""
+
+    async def apply(self, task_id: str, event: Event) -> TaskRecord:
+        seen = self._records.get(task_id)
+        await trio.lowlevel.checkpoint()
+        if seen is not None and self._records.get(task_id) is not seen:
+            self._records[task_id] = seen
+            self._running.pop(task_id, None)
+            if seen.executor_id is not None:
+                self._running[task_id] = seen.executor_id
+        return self._apply(task_id, event)
+
+
+class DropsANotice(MemoryTaskStore):
+    """Tells nobody of a second attempt that ended."""
+
+    def _save(self, before: TaskRecord | None, event: Event, after: TaskRecord) -> None:
+        if isinstance(event, Finished) and after.attempt == 2:
+            event = attrs.evolve(event, announce=False)
+        super()._save(before, event, after)
+
+
+class AnnouncesTwice(MemoryTaskStore):
+    """Tells of an end again, under another number, when it was cancelled afterwards."""
+
+    def _save(self, before: TaskRecord | None, event: Event, after: TaskRecord) -> None:
+        super()._save(before, event, after)
+        if isinstance(event, CancelRequested) and after.status is TaskStatus.CANCELLED:
+            self._notices.setdefault(after.owner_thread_id, {})[self._next_notice] = after
+            self._next_notice += 1
+
+
+class AcknowledgesForOthers(MemoryTaskStore):
+    """Deletes a notice by its number, whosever it is."""
+
+    async def acknowledge(self, owner_thread_id: str, notice_ids: Sequence[int]) -> None:
+        for owner in list(self._notices):
+            await super().acknowledge(owner, notice_ids)
+
+
+class ReusesNoticeNumbers(MemoryTaskStore):
+    """Counts from one when there is no notice left."""
+
+    async def acknowledge(self, owner_thread_id: str, notice_ids: Sequence[int]) -> None:
+        await super().acknowledge(owner_thread_id, notice_ids)
+        if not self._notices:
+            self._next_notice = 1
+
+
+class SkipsUnderInserts(MemoryTaskStore):
+    """A page is followed by what was created after it was read."""
+
+    async def list_owner(self, owner_thread_id: str, **options: Any) -> RecordPage:
+        page = await super().list_owner(owner_thread_id, **options)
+        newest = self._seq
+        await trio.lowlevel.checkpoint()
+        is_last = page.next_after is None or self._seq == newest
+        return page if is_last else attrs.evolve(page, next_after=self._seq)
+
+
+class ForgetsTombstones(MemoryTaskStore):
+    """An id may be used again when its task was collected."""
+
+    def _forget(self, gone: list[TaskRecord]) -> None:
+        super()._forget(gone)
+        self._used_ids.clear()
+
+
+class ReusesKeys(MemoryTaskStore):
+    """A key may be used again when its task was collected."""
+
+    def _forget(self, gone: list[TaskRecord]) -> None:
+        super()._forget(gone)
+        for record in gone:
+            self._keys.pop((record.owner_thread_id, record.idempotency_key or ""), None)
+
+
+class AppliesAfterNo(MemoryTaskStore):
+    """Keeps the output of an attempt that it refuses."""
+
+    async def apply(self, task_id: str, event: Event) -> TaskRecord:
+        before = self._records.get(task_id)
+        if before is not None and isinstance(event, OutputAppended):
+            self._append_output(before, event)
+        if before is not None and isinstance(event, Finished):
+            self._journal[task_id].append(
+                (event.at_ms, "finished", event.attempt, before.status, None, None)
+            )
+            try:
+                self._apply(task_id, event)
+            finally:
+                self._journal[task_id].pop(-1)
+        return self._apply(task_id, event)
+
+
+class AppliesWhenCancelled(MemoryTaskStore):
+    """A caller that is cancelled while it waits for its answer has been heard."""
+
+    async def apply(self, task_id: str, event: Event) -> TaskRecord:
+        record = self._apply(task_id, event)
+        await trio.lowlevel.checkpoint()
+        return record
+
+
+class HalfATransaction(MemoryTaskStore):
+    """Saves, and writes the journal a moment later: in between a caller may be cancelled."""
+
+    async def apply(self, task_id: str, event: Event) -> TaskRecord:
+        lines = list(self._journal.get(task_id, ()))
+        record = self._apply(task_id, event)
+        whole = self._journal.get(task_id, [])
+        self._journal[task_id] = lines
+        await trio.lowlevel.checkpoint()
+        self._journal[task_id] = whole
+        return record
+
+
+class HandsOutItsOwn(MemoryTaskStore):
+    """Gives away the checkpoint that it keeps."""
+
+    async def load(self, task_id: str) -> TaskRecord | None:
+        return self._records.get(task_id)
+
+
+class KeepsWhatItWasGiven(MemoryTaskStore):
+    """Stores the caller's own arguments."""
+
+    def _checked(self, event: Event, after: TaskRecord) -> TaskRecord:
+        checked = super()._checked(event, after)
+        return attrs.evolve(checked, args=event.args) if isinstance(event, Registered) else checked
+
+
+class CountsCharacters(MemoryTaskStore):
+    """Takes offsets for numbers of characters."""
+
+    async def read_output(self, task_id: str, *, offset: int, limit: int) -> OutputPage:
+        page = await super().read_output(task_id, offset=offset, limit=limit)
+        return attrs.evolve(page, next_offset=page.offset + len(page.text))
+
+
+class RepeatsOutput(MemoryTaskStore):
+    """Appends what is appended, whatever its offset."""
+
+    def _append_output(self, before: TaskRecord, event: Event) -> None:
+        if isinstance(event, OutputAppended):
+            event = attrs.evolve(event, offset=max(event.offset, before.output_bytes))
+        elif isinstance(event, Finished):
+            offset = max(event.output_offset, before.output_bytes)
+            event = attrs.evolve(event, output_offset=offset)
+        super()._append_output(before, event)
+
+
+class KeepsTheOldest(MemoryTaskStore):
+    """Drops the newest output when there is too much."""
+
+    def _append_output(self, before: TaskRecord, event: Event) -> None:
+        if not isinstance(event, OutputAppended | Finished):
+            return
+        super()._append_output(before, attrs.evolve(event, keep_bytes=1 << 20))
+        log = self._output.get(before.task_id)
+        while log is not None and log.kept > event.keep_bytes:
+            log.kept -= len(log.chunks.pop()[1])
+
+
+class SweepsTheLiving(MemoryTaskStore):
+    """Takes everybody for dead but who sweeps."""
+
+    async def sweep(
+        self, executor_id: str, at_ms: int, *, suspect: str | None = None
+    ) -> SweepReport:
+        for name, executor in self._executors.items():
+            if name != executor_id:
+                executor.expires_at = 0.0
+                executor.renewal.cancel()
+        return await super().sweep(executor_id, at_ms, suspect=suspect)
+
+
+class SweepsOnce(MemoryTaskStore):
+    """Fences the dead and forgets their tasks."""
+
+    def _end_orphans(self, suspect: str | None, at_ms: int) -> list[tuple[str, str]]:
+        return super()._end_orphans(suspect, at_ms) if suspect is not None else []
+
+
+class ForgetsTheJournal(MemoryTaskStore):
+    """Writes nothing down of a cancel."""
+
+    def _save(self, before: TaskRecord | None, event: Event, after: TaskRecord) -> None:
+        super()._save(before, event, after)
+        if isinstance(event, CancelRequested):
+            self._journal[after.task_id].pop()
+
+
+class RetiresNobody(MemoryTaskStore):
+    """Takes what an executor writes that has said goodbye."""
+
+    def _facts(self, task_id: str, event: Event) -> Any:
+        facts = super()._facts(task_id, event)
+        if isinstance(event, Registered | Orphaned):
+            return facts
+        return attrs.evolve(facts, executor_fenced=False)
+
+
+class CollectsAncestors(MemoryTaskStore):
+    """Collects what has ended, also above a task that runs."""
+
+    def _ancestors_of_running(self) -> set[str]:
+        return set()
+
+
+class NumbersFromTheCount(MemoryTaskStore):
+    """A new task gets the number after those that are there."""
+
+    def _forget(self, gone: list[TaskRecord]) -> None:
+        super()._forget(gone)
+        self._seq = max((record.seq for record in self._records.values()), default=0)
+
+
+class MixesUpZeros(MemoryTaskStore):
+    """An encoding that makes integers of what looks like them."""
+
+    def _checked(self, event: Event, after: TaskRecord) -> TaskRecord:
+        checked = super()._checked(event, after)
+        if isinstance(event, CheckpointSaved) and isinstance(checked.checkpoint, dict):
+            numbers = [int(n) if n == 1.0 else n for n in checked.checkpoint.get("numbers", [])]
+            return attrs.evolve(checked, checkpoint={**checked.checkpoint, "numbers": numbers})
+        return checked
+
+
+class CountsPassedOver(MemoryTaskStore):
+    """The limit of background notices counts those of the foreground, too."""
+
+    async def notices(
+        self, owner_thread_id: str, *, limit: int = 200, background_only: bool = False
+    ) -> list[Notice]:
+        found = await super().notices(owner_thread_id, limit=limit)
+        return [notice for notice in found if notice.background or not background_only]
