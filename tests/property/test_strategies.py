@@ -55,7 +55,13 @@ from trio_bgtasks.testing.strategies import (
     task_ids,
 )
 
-surely = settings(derandomize=True, max_examples=200, database=None)  # enough to meet them all
+# Enough to meet them all; how long that takes says nothing about the strategies.
+surely = settings(
+    derandomize=True,
+    max_examples=200,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
 # ---- values -------------------------------------------------------------------------------------
@@ -198,7 +204,7 @@ def test_stores_take_what_the_lifecycle_takes(kind: str, tmp_path: Path) -> None
                 accepted[event_name(event)] += 1
                 record = got
 
-    @settings(surely, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+    @settings(surely, max_examples=40)
     @given(st.data())
     def look(data: st.DataObject) -> None:
         clock = MockClock(autojump_threshold=0) if kind == "memory" else None

@@ -32,14 +32,14 @@ def json_values() -> SearchStrategy[Any]:
     return st.recursive(
         leaves,
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts(), inner, max_size=4),
-        max_leaves=8,
+        max_leaves=5,
     )
 
 
 @cache
 def json_objects() -> SearchStrategy[dict[str, Any]]:
     """Return JSON objects of such values: arguments without a schema, metadata."""
-    return st.dictionaries(texts(), json_values(), max_size=3)
+    return st.dictionaries(texts(), json_values(), max_size=2)
 
 
 @cache
