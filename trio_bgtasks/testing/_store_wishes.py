@@ -256,7 +256,7 @@ class Forget:
         if not self.picks:
             waiting = (n.notice_id for n in scene.model.notices if n.owner == self.owner)
             return Acknowledge(self.owner, tuple(waiting))
-        seen = sorted(scene.model.notice_ids, reverse=True) or [1]
+        seen = sorted(scene.model.notice_ids, reverse=True) or [1 << 40]  # nobody's
         return Acknowledge(self.owner, tuple(seen[pick % len(seen)] for pick in self.picks))
 
 
