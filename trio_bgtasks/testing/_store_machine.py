@@ -171,7 +171,7 @@ class TaskStoreMachine(StoreClients):
         forget: wish.Forget,
     ) -> None:
         """A new task stops, several clients resume or abandon it, and its end is read."""
-        await self._alone(wish.STOPPING)
+        await self._alone(wish.PLAIN)
         task_id, record = self._scene(0).task(0)
         if record is not None and record.executor_id is not None:
             stop = Finished(self._now_ms(), record.executor_id, record.attempt, Stopped())
@@ -185,7 +185,10 @@ class TaskStoreMachine(StoreClients):
     @rule(client=_clients, pieces=st.lists(wish.pieces, min_size=1, max_size=4))
     @in_trio
     async def write(self, client: int, pieces: list[wish.Write]) -> None:
-        """The newest task says more and more."""
+        """A running task says more and more."""
+        _, record = self._scene(client).task(0)
+        if record is None or record.status is not TaskStatus.RUNNING:
+            await self._alone(wish.PLAIN, client)
         for piece in pieces:
             await self._alone(piece, client)
 
@@ -208,7 +211,8 @@ class TaskStoreMachine(StoreClients):
         await self._alone(clear)
         if self._model.collected:
             await self._alone(attrs.evolve(child, again=len(self._model.records)))
-        for owner, key in list(self._model.keys):
+        used = [key for key, by in self._model.keys.items() if by in self._model.collected]
+        for owner, key in used:
             await self._alone(attrs.evolve(child, owner=owner, key=key, again=None))
         await self._alone(attrs.evolve(parent, again=None))
 

@@ -256,7 +256,7 @@ class Forget:
         if not self.picks:
             waiting = (n.notice_id for n in scene.model.notices if n.owner == self.owner)
             return Acknowledge(self.owner, tuple(waiting))
-        seen = sorted(scene.model.notice_ids, reverse=True) or [1]
+        seen = sorted(scene.model.notice_ids, reverse=True) or [1 << 40]  # nobody's
         return Acknowledge(self.owner, tuple(seen[pick % len(seen)] for pick in self.picks))
 
 
@@ -289,7 +289,7 @@ def _mostly(usual: Any, *others: Any, times: int = 4) -> st.SearchStrategy[Any]:
     return st.sampled_from([usual] * times * len(others) + list(others))
 
 
-STOPPING = Start("ann", True, None, None, {}, None, True, "its own")  # noqa: FBT003
+PLAIN = Start("ann", True, None, None, {}, None, True, "its own")  # noqa: FBT003
 
 _tasks = st.integers(0, 5)
 _owners = st.sampled_from(OWNERS)
@@ -334,10 +334,10 @@ writes = st.builds(
 pieces = st.builds(
     Write,
     task=st.just(0),
-    what=st.just("output"),
+    what=_mostly("output", "checkpoint", "progress", times=1),
     late=_late,
     who=_who,
-    value=st.none(),
+    value=_values,
     skew=_skews,
     length=st.integers(0, 40),
 )
