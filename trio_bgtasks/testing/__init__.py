@@ -6,6 +6,15 @@ Needs the extra ``trio_bgtasks[testing]``.
 from ._faulty import Fault as Fault
 from ._faulty import FaultyStore as FaultyStore
 from ._faulty import StoreWrapper as StoreWrapper
+from ._history import History as History
+from ._history import Run as Run
+from ._history import TaskHistory as TaskHistory
+from ._promises import check_history as check_history
+from ._recorded import RecordedManager as RecordedManager
+from ._runtime_machine import RuntimeMachine as RuntimeMachine
+from ._simulated import SimulatedExecutor as SimulatedExecutor
+from ._simulated import SimulationStore as SimulationStore
+from ._simulated import virtual_clock_ms as virtual_clock_ms
 from ._trio_machine import Deadlock as Deadlock
 from ._trio_machine import TrioRun as TrioRun
 from ._trio_machine import TrioStateMachine as TrioStateMachine
