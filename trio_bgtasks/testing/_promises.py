@@ -197,9 +197,7 @@ class _Check:
             self.broken(6, f"attempt {run.attempt} was taken for an orphan on a living machine")
         if end.kind == "finished" and run.lost is not None:
             self.broken(4, f"attempt {run.attempt} crashed, and an end of it was stored")
-        allowed = may_end_as(run)
-        if end.kind == "orphaned":
-            allowed &= {TaskStatus.STOPPED, TaskStatus.CANCELLED}
+        allowed = may_end_as(run) if end.kind == "finished" else may_be_orphaned_as(run)
         if end.status not in allowed:
             wanted = " or ".join(sorted(allowed)) or "running: nobody had a reason to cancel it"
             promise = 5 if allowed == {TaskStatus.CANCELLED} else 2 if run.causes else 9
@@ -273,7 +271,7 @@ def may_end_as(run: Run) -> set[TaskStatus]:
     """Return what an attempt may have ended as, from what its tool and the callers know."""
     task = run.task
     accepted = task.cancel_accepted
-    if accepted is not None and run.ended is not None and accepted < run.ended:
+    if accepted is not None and run.undisturbed and accepted < (run.ended or 0):
         return {TaskStatus.CANCELLED}
     own = TaskStatus.FAILED
     if run.outcome is not None:
@@ -286,6 +284,12 @@ def may_end_as(run: Run) -> set[TaskStatus]:
     if not run.undisturbed:
         allowed |= {TaskStatus.STOPPED}
     return allowed
+
+
+def may_be_orphaned_as(run: Run) -> set[TaskStatus]:
+    """Return what others may have ended an attempt as, at a time that its body did not see."""
+    asked = run.task.cancel_asked is not None
+    return {TaskStatus.STOPPED, TaskStatus.CANCELLED} if asked else {TaskStatus.STOPPED}
 
 
 def _passed_on(run: Run) -> bool:
