@@ -562,6 +562,29 @@ async def test_a_crashed_machine_is_found_when_its_lease_has_run_out(
     assert other.lost.is_set()
 
 
+async def test_a_machine_that_sleeps_past_its_lease(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """It is dead for others, and finds that out when it wakes up; one that wakes early is not."""
+    store = world.store
+    async with store.executor(TERMS) as early, store.executor(TERMS) as late:
+        for sleeper in (early, late):
+            store.stall(sleeper.executor_id)
+            store.stall(sleeper.executor_id)  # it sleeps already
+        await trio.sleep(29)
+        store.wake(early.executor_id)
+        store.wake(early.executor_id)
+        await trio.sleep(2)
+        assert list((await store.sweep(world.me, 0)).fenced) == [late.executor_id]
+        assert not late.lost.is_set()
+        store.wake(late.executor_id)
+        assert late.lost.is_set()
+        assert not early.lost.is_set()
+    await store.sweep(world.me, 0)
+    with pytest.raises(KeyError):
+        store.wake(late.executor_id)
+
+
 async def test_a_cancel_survives_a_crash(world: World, autojump_clock: MockClock) -> None:
     """The orphan of a marked task is cancelled, not stopped."""
     async with world.store.executor(TERMS) as other:

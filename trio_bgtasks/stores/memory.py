@@ -55,6 +55,7 @@ class _Executor:
     expires_at: float
     fenced: bool = False
     crashed: bool = False
+    woken: trio.Event | None = None  # set when it goes on; None: it does not stall
     lost: trio.Event = attrs.field(factory=trio.Event)
     lock_fds: tuple[int, ...] = ()
     renewal: trio.CancelScope = attrs.field(factory=trio.CancelScope)
@@ -63,7 +64,10 @@ class _Executor:
         """Renew the lease until ``renewal`` is cancelled, or the loop was away for too long."""
         self.renewal.shield = True  # a shutdown that is under way still needs the lease
         with self.renewal:
-            while not self._is_stalled(now := trio.current_time()):
+            while not self._is_late(now := trio.current_time()):
+                if self.woken is not None:
+                    await self.woken.wait()
+                    continue
                 self.due_at = now + self.terms.renew_s
                 self.expires_at = now + self.terms.lease_s
                 await trio.sleep_until(self.due_at)
@@ -74,9 +78,10 @@ class _Executor:
 
         The loop that keeps it from being renewed is the same for all: nobody was up earlier.
         """
-        return self.expires_at <= now and (self.renewal.cancel_called or self._is_stalled(now))
+        renews = not self.renewal.cancel_called and self.woken is None and not self._is_late(now)
+        return self.expires_at <= now and not renews
 
-    def _is_stalled(self, now: float) -> bool:
+    def _is_late(self, now: float) -> bool:
         stall_s = self.terms.stall_s
         return stall_s is not None and now > self.due_at + stall_s
 
@@ -84,6 +89,16 @@ class _Executor:
         """Nothing of this executor is taken from now on."""
         self.fenced = True
         self.renewal.cancel()
+
+    @property
+    def is_done(self) -> bool:
+        """Is there nothing more to come of it?"""
+        return self.fenced and self.woken is None
+
+    def find_out(self) -> None:
+        """Learn that it is fenced, unless it does not learn anything at the moment."""
+        if self.is_done:
+            self.lost.set()
 
 
 @attrs.define
@@ -357,6 +372,7 @@ class MemoryTaskStore:
             except BaseException as error:  # noqa: ASYNC103, BLE001 (raised below)
                 raised = error  # the nursery would wrap it, and copy a group
             executor.renewal.cancel()
+            executor.woken = None
             if not executor.crashed:
                 executor.fence()
             nursery.cancel_scope.shield = True  # or it would add a Cancelled of its own
@@ -376,6 +392,30 @@ class MemoryTaskStore:
         executor.crashed = True
         executor.renewal.cancel()
 
+    def stall(self, executor_id: str) -> None:
+        """Simulate a machine that is suspended: its lease is not renewed before `wake`.
+
+        Nor is it told that it was fenced. To be held back by the caller: what its manager writes.
+
+        Raises:
+            KeyError: no such executor, or it has retired.
+        """
+        executor = self._executors[executor_id]
+        if executor.woken is None:
+            executor.woken = trio.Event()
+
+    def wake(self, executor_id: str) -> None:
+        """Let a stalled machine go on: it renews its lease, or finds out that it was fenced.
+
+        Raises:
+            KeyError: no such executor, or it has retired.
+        """
+        executor = self._executors[executor_id]
+        if executor.woken is not None:
+            executor.woken.set()
+            executor.woken = None
+            executor.find_out()
+
     async def sweep(
         self, executor_id: str, at_ms: int, *, suspect: str | None = None
     ) -> SweepReport:
@@ -389,12 +429,13 @@ class MemoryTaskStore:
                 continue
             if executor.is_dead(now):
                 executor.fence()
-                executor.lost.set()
+                executor.find_out()
                 fenced.append(name)
         ended = self._end_orphans(suspect, at_ms)
         for name in suspects:
-            if self._is_fenced(name) and name not in self._running.values():
-                self._executors.pop(name, None)
+            executor = self._executors.get(name)
+            if executor is not None and executor.is_done and name not in self._running.values():
+                del self._executors[name]
         own = [] if suspect is not None else self._running_under(executor_id)
         running = [(task_id, self._records[task_id].attempt) for task_id in own]
         return SweepReport(fenced, ended, own_running=running)

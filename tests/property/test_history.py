@@ -1,0 +1,156 @@
+"""`check_history` believes tools and callers: what a store says otherwise breaks a promise."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+import trio.testing
+
+from tests.support import OTHER, OWNER, request
+from trio_bgtasks import (
+    BackgroundExecution,
+    Cancelled,
+    CheckpointSaved,
+    Event,
+    Finished,
+    MemoryTaskStore,
+    Stopped,
+    Success,
+    TaskRecord,
+    TaskResult,
+    open_task_manager,
+)
+from trio_bgtasks.testing import History, RecordedManager, check_history
+
+
+class Forgetful(MemoryTaskStore):
+    """Answers, and does not keep, events of some kinds."""
+
+    forgets: tuple[type[Event], ...] = ()
+
+    async def apply(self, task_id: str, event: Event) -> TaskRecord:
+        record = await self.load(task_id)
+        if record is not None and isinstance(event, self.forgets):
+            return record
+        return await super().apply(task_id, event)
+
+
+@pytest.fixture
+def history() -> History:
+    """An empty history."""
+    return History()
+
+
+@pytest.fixture
+def store() -> Forgetful:
+    """The store below `manager`."""
+    return Forgetful()
+
+
+@pytest.fixture
+async def manager(store: Forgetful, history: History) -> AsyncIterator[RecordedManager]:
+    """An open manager, recorded."""
+    async with open_task_manager(store) as unrecorded:
+        yield RecordedManager(unrecorded, history)
+
+
+async def working(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
+    """Say something, save something, succeed."""
+    await execution.write_output("working\n")
+    await execution.save_checkpoint("half")
+    return Success("done")
+
+
+async def stopping(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
+    """Save something and stop."""
+    await execution.save_checkpoint(execution.attempt)
+    return Stopped("for now")
+
+
+async def test_what_is_true_passes(
+    manager: RecordedManager, store: Forgetful, history: History, autojump_clock: object
+) -> None:
+    """A life with everything in it breaks no promise; all of it was recorded."""
+    await manager.start(request(task_id="t", supports_resume=True), stopping)
+    await manager.wait(OWNER, "t")
+    await manager.start(request(task_id="t", supports_resume=True, resume_attempt=1), working)
+    assert await manager.run(request(OTHER, task_id="u"), working) == Success("done")
+    summary = await manager.wait(OWNER, "t")
+    assert await manager.get(OWNER, "t") == summary
+    assert len(await manager.take_notices(OWNER)) == 2
+    assert len(await manager.list_tasks(OTHER)) == 1
+    await check_history(history, store)
+    task = history.tasks["t"]
+    assert [run.attempt for run in task.runs] == [1, 2]
+    assert task.runs[1].checkpoint == 1
+    assert task.runs[1].said == ["working\n"]
+    assert set(task.announced) == {1, 2}
+    await manager.gc_terminal(OWNER)
+    await check_history(history, store)
+
+
+async def test_a_lost_checkpoint(
+    manager: RecordedManager, store: Forgetful, history: History, autojump_clock: object
+) -> None:
+    """A tool that was told that a checkpoint is kept is believed."""
+    store.forgets = (CheckpointSaved,)
+    await manager.start(request(task_id="t"), working)
+    await manager.wait(OWNER, "t")
+    with pytest.raises(AssertionError, match="promise 2: the checkpoint is None, saved: 'half'"):
+        await check_history(history, store)
+
+
+async def test_a_lost_end(
+    manager: RecordedManager, store: Forgetful, history: History, autojump_clock: object
+) -> None:
+    """A body that has ended has an end, unless the store had no time yet to take it."""
+    store.forgets = (Finished,)
+    await manager.start(request(task_id="t"), working)
+    await trio.sleep(1)
+    await check_history(history, store, settled=False, swept=False)
+    with pytest.raises(AssertionError, match="promise 2: attempt 1 ended, and no end of it"):
+        await check_history(history, store)
+
+
+async def test_an_accepted_cancel(
+    manager: RecordedManager, store: Forgetful, history: History, autojump_clock: object
+) -> None:
+    """Who was told that a cancel is accepted is believed; the text tells the whole story."""
+    await manager.start(request(task_id="t"), stopping)
+    await trio.testing.wait_all_tasks_blocked()
+    history.accepted(history.tasks["t"])
+    with pytest.raises(AssertionError, match="promise 5: an accepted cancel is not stored") as e:
+        await check_history(history, store)
+    for fact in ("task t of thread-1", "attempt 1: began at", "journal: finished, attempt 1"):
+        assert fact in str(e.value)
+
+
+async def test_a_notice_taken_twice(
+    manager: RecordedManager, store: Forgetful, history: History, autojump_clock: object
+) -> None:
+    """What was acknowledged and comes again breaks promise 11."""
+    await manager.start(request(task_id="t"), stopping)
+    await manager.wait(OWNER, "t")
+    (notice,) = await store.notices(OWNER)
+    await manager.take_notices(OWNER)
+    history.tasks["t"].announced[1].append(notice.summary.status)
+    with pytest.raises(AssertionError, match="promise 11: attempt 1 was announced 2 times"):
+        await check_history(history, store)
+
+
+async def test_an_end_for_no_reason(
+    manager: RecordedManager, store: Forgetful, history: History, autojump_clock: object
+) -> None:
+    """A body that was cancelled although nobody had a reason to breaks promise 9."""
+
+    async def forever(_: BackgroundExecution, __: trio.CancelScope) -> TaskResult:
+        await trio.sleep_forever()
+        return Cancelled()
+
+    await manager.start(request(task_id="t"), forever)
+    await trio.testing.wait_all_tasks_blocked()
+    await manager.unrecorded.close_owner(OWNER)  # past the history
+    with pytest.raises(AssertionError, match="promise 9: attempt 1 is stopped, should be running"):
+        await check_history(history, store)

@@ -1,0 +1,334 @@
+"""`History`: what tools and callers themselves saw, to be compared with what a store says.
+
+Nothing in it comes from a manager's account of itself: a run is there because its body began, an
+end because its body ended, an answer because a caller was given it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Literal, TypeAlias, cast
+
+import attrs
+import trio
+
+from trio_bgtasks import (
+    BackgroundExecution,
+    TaskRecord,
+    TaskResult,
+    TaskStatus,
+    TaskSummary,
+)
+
+Body: TypeAlias = Callable[[BackgroundExecution, trio.CancelScope], Awaitable[TaskResult]]
+Cause: TypeAlias = Literal["owner close", "shutdown", "caller", "deadline"]
+
+
+@attrs.define(eq=False)
+class Save:
+    """One call of ``save_checkpoint``; ``told``: when it returned, None if it did not."""
+
+    value: Any
+    asked: int
+    told: int | None = None
+
+
+@attrs.define(eq=False)
+class Run:
+    """One execution of a body, as the tool itself saw it.
+
+    Times are places in the order of everything in the history.
+
+    Attributes:
+        task: Whose attempt it is.
+        attempt: The number that the body was given.
+        machine: Where it runs.
+        background: Does it run in its owner's nursery?
+        is_resume: What the body was told.
+        checkpoint: What the body was given to go on from.
+        began: When its body was called.
+        said: Its output.
+        causes: Why the runtime may cancel it, beside an accepted cancel.
+        lost: When its machine crashed.
+        suspended: When its machine was suspended; it may have been fenced since.
+        outcome: What the body returned.
+        raised: What the body raised; a `trio.Cancelled` was passed on.
+        ended: When it returned or raised.
+        cancelled: Was it cancelled by then, whether it saw that or not?
+    """
+
+    task: TaskHistory
+    attempt: int
+    machine: str
+    background: bool
+    is_resume: bool
+    checkpoint: Any
+    began: int
+    said: list[str] = attrs.field(factory=list[str])
+    causes: set[Cause] = attrs.field(factory=set[Cause])
+    lost: int | None = None
+    suspended: int | None = None
+    outcome: TaskResult | None = None
+    raised: BaseException | None = None
+    ended: int | None = None
+    cancelled: bool = False
+
+    @property
+    def live(self) -> bool:
+        """Does its body run, on a machine that is there?"""
+        return self.ended is None and self.undisturbed
+
+    @property
+    def undisturbed(self) -> bool:
+        """Was its machine there all the time?"""
+        return self.lost is None and self.suspended is None
+
+    def __str__(self) -> str:
+        where = f" on {self.machine}" if self.machine else ""
+        parts = [f"attempt {self.attempt}{where}: began at {self.began}"]
+        if self.causes:
+            parts.append(f"to be ended by {', '.join(sorted(self.causes))}")
+        if self.suspended is not None:
+            parts.append(f"suspended at {self.suspended}")
+        if self.lost is not None:
+            parts.append(f"crashed at {self.lost}")
+        if self.ended is not None:
+            how = repr(self.outcome) if self.raised is None else f"raised {self.raised!r}"
+            parts.append(f"ended at {self.ended}: {how}")
+        return ", ".join(parts)
+
+
+@attrs.define(eq=False)
+class TaskHistory:
+    """What is known of one task by those who started it, ran it and asked for it.
+
+    Attributes:
+        task_id: The task.
+        owner: Who owns it.
+        resumable: May it be resumed?
+        parent: Its parent in the lineage.
+        runs: Its executions, in the order in which they began.
+        saves: The checkpoints of all of them.
+        started: The attempts whose start was answered, each with the number of the answers.
+        cancel_asked: When a cancel was asked for first, of those that were not refused.
+        cancel_accepted: When somebody was told first that a cancel is accepted.
+        told: What anybody was told of it, by attempt and status.
+        announced: How often the notice of each attempt was taken, and with which status.
+        unsure: Attempts whose notice was handed out, but perhaps not acknowledged.
+        answered: Attempts in the foreground whose caller was answered.
+        collected: May its record be gone?
+        ended_as: Its record, once that was terminal.
+    """
+
+    task_id: str
+    owner: str
+    resumable: bool = False
+    parent: str | None = None
+    runs: list[Run] = attrs.field(factory=list[Run])
+    saves: list[Save] = attrs.field(factory=list[Save])
+    started: dict[int, int] = attrs.field(factory=dict[int, int])
+    cancel_asked: int | None = None
+    cancel_accepted: int | None = None
+    told: dict[tuple[int, TaskStatus], TaskSummary] = attrs.field(
+        factory=dict[tuple[int, TaskStatus], TaskSummary]
+    )
+    announced: dict[int, list[TaskStatus]] = attrs.field(factory=dict[int, list[TaskStatus]])
+    unsure: set[int] = attrs.field(factory=set[int])
+    answered: set[int] = attrs.field(factory=set[int])
+    collected: bool = False
+    ended_as: TaskRecord | None = None
+
+    @property
+    def known(self) -> bool:
+        """Was a start of it ever answered, or did a body of it ever run?"""
+        return bool(self.started or self.runs)
+
+    @property
+    def live(self) -> bool:
+        """Does a body of it run, on a machine that is there?"""
+        return any(run.live for run in self.runs)
+
+    def last_save(self, before: int) -> Save | None:
+        """Return the last checkpoint of which a tool was told before that time."""
+        told = [save for save in self.saves if save.told is not None and save.told < before]
+        return max(told, key=lambda save: save.told or 0, default=None)
+
+    def checkpoints(self, before: int) -> list[Any]:
+        """Return what may be the checkpoint at that time: the last one kept, or a later try."""
+        last = self.last_save(before)
+        since = -1 if last is None else last.told or 0
+        unsure = [s.value for s in self.saves if since < s.asked < before]
+        return [None if last is None else last.value, *unsure]
+
+    def __str__(self) -> str:
+        lines = [f"task {self.task_id} of {self.owner}:", *(f"  {run}" for run in self.runs)]
+        if self.cancel_asked is not None:
+            told = "" if self.cancel_accepted is None else f", accepted at {self.cancel_accepted}"
+            lines.append(f"  cancel asked at {self.cancel_asked}{told}")
+        lines += [f"  told that attempt {n} is {status}" for n, status in self.told]
+        lines += [f"  notice of attempt {n}: {', '.join(s)}" for n, s in self.announced.items()]
+        return "\n".join(lines)
+
+
+class History:
+    """What tools and callers saw, in one order; to be judged by `check_history`.
+
+    `body` records what a tool sees, a `RecordedManager` what callers are answered. Several managers
+    may be recorded into one history, each under a name of its own. What is done to a manager as a
+    whole is noted by hand, before it is done: `may_end` and `closed`, `lost`, `suspended`.
+    """
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, TaskHistory] = {}
+        self.machines: dict[str, set[str]] = {}  # the executor ids of each
+        self.closed_machines: set[str] = set()
+        self._now = 0
+
+    def __repr__(self) -> str:
+        return f"<History of {len(self.tasks)} tasks, {len(list(self.runs()))} runs>"
+
+    def tick(self) -> int:
+        """Return the next place in the order of everything."""
+        self._now += 1
+        return self._now
+
+    def task(self, task_id: str, owner: str) -> TaskHistory:
+        """Return what is known of a task; it is new if it was not heard of before."""
+        if task_id not in self.tasks:
+            self.tasks[task_id] = TaskHistory(task_id, owner)
+        return self.tasks[task_id]
+
+    def runs(self, machine: str | None = None) -> Iterator[Run]:
+        """Yield every run (None), or those of one machine."""
+        for task in self.tasks.values():
+            for run in task.runs:
+                if machine is None or run.machine == machine:
+                    yield run
+
+    # ---- what tools see -----------------------------------------------------------------------
+
+    def body(self, body: Body, *, machine: str = "", background: bool = True) -> Body:
+        """Return ``body``, recorded: its start and its end, what it saves and what it says.
+
+        It is handed an execution that records and is otherwise its own.
+        """
+
+        async def recorded(execution: BackgroundExecution, scope: trio.CancelScope) -> TaskResult:
+            run = self._began(execution, machine, background=background)
+            handed = cast("BackgroundExecution", _RecordedExecution(execution, run, self))
+            try:
+                run.outcome = await body(handed, scope)
+            except BaseException as error:
+                run.raised = error
+                raise
+            finally:
+                run.ended = self.tick()
+                now = trio.current_time()
+                run.cancelled = scope.cancel_called or trio.current_effective_deadline() <= now
+            return run.outcome
+
+        return recorded
+
+    def _began(self, execution: BackgroundExecution, machine: str, *, background: bool) -> Run:
+        task = self.task(execution.task_id, execution.owner_thread_id)
+        task.parent = execution.parent_task_id
+        run = Run(
+            task,
+            execution.attempt,
+            machine,
+            background,
+            execution.is_resume,
+            execution.checkpoint,
+            self.tick(),
+        )
+        task.runs.append(run)
+        return run
+
+    # ---- what callers are answered ------------------------------------------------------------
+
+    def told(self, owner: str, summary: TaskSummary) -> None:
+        """Note that an owner was told how a task stands.
+
+        Raises:
+            AssertionError: promise 8: it is the task of another one.
+        """
+        task = self.task(summary.task_id, owner)
+        assert task.owner == owner, f"promise 8: {owner} was told of {summary!r}\n{task}"
+        task.told[summary.attempt, summary.status] = summary
+
+    def accepted(self, task: TaskHistory) -> None:
+        """Note that somebody was told that a cancel of the task is accepted."""
+        now = self.tick()
+        task.cancel_asked = task.cancel_asked or now
+        task.cancel_accepted = task.cancel_accepted or now
+
+    def below(self, root: TaskHistory) -> list[TaskHistory]:
+        """Return a task and everything that was started below it."""
+        found = [root]
+        for above in found:  # it grows meanwhile
+            found += [
+                t for t in self.tasks.values() if t.parent == above.task_id and t not in found
+            ]
+        return found
+
+    # ---- what is done to machines -------------------------------------------------------------
+
+    def may_end(self, cause: Cause, *, machine: str, owner: str | None = None) -> list[Run]:
+        """Note, before it is done, why the runs of a machine (of one owner) are cancelled.
+
+        Returns those that run.
+        """
+        runs = [
+            run
+            for run in self.runs(machine)
+            if run.ended is None and owner in (None, run.task.owner)
+        ]
+        for run in runs:
+            run.causes.add(cause)
+        return runs
+
+    def closed(self, machine: str) -> None:
+        """Note that a machine's manager has closed: nothing of it may be left."""
+        self.closed_machines.add(machine)
+
+    def lost(self, machine: str) -> None:
+        """Note that a machine crashes: what runs there is no more."""
+        now = self.tick()
+        for run in self.runs(machine):
+            if run.ended is None:
+                run.lost = now
+
+    def suspended(self, machine: str) -> None:
+        """Note that a machine is suspended: others may take it for dead from now on."""
+        now = self.tick()
+        for run in self.runs(machine):
+            if run.ended is None:
+                run.suspended = now
+
+    def recovered(self, machine: str) -> None:
+        """Note that a machine went on long ago: what runs there still was not taken for dead."""
+        for run in self.runs(machine):
+            if run.ended is None:
+                run.suspended = None
+
+
+class _RecordedExecution:
+    """An execution that notes what is saved and said."""
+
+    def __init__(self, execution: BackgroundExecution, run: Run, history: History) -> None:
+        self._execution = execution
+        self._run = run
+        self._history = history
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._execution, name)
+
+    async def save_checkpoint(self, value: object) -> None:
+        save = Save(value, self._history.tick())
+        self._run.task.saves.append(save)
+        await self._execution.save_checkpoint(value)
+        save.told = self._history.tick()
+
+    async def write_output(self, text: str) -> None:
+        self._run.said.append(text)
+        await self._execution.write_output(text)

@@ -1,0 +1,286 @@
+"""Machines on one store, and tools that follow orders: what `RuntimeMachine` plays with."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any, Literal, TypeAlias
+
+import attrs
+import trio
+import trio.testing
+
+from trio_bgtasks import (
+    BackgroundExecution,
+    Cancelled,
+    Failed,
+    StartRequest,
+    Stopped,
+    Success,
+    TaskError,
+    TaskRecord,
+    TaskResult,
+)
+
+from ._history import Body, History, Run, TaskHistory
+from ._recorded import RecordedManager
+from ._simulated import SimulatedExecutor, SimulationStore
+
+Order: TypeAlias = Literal["succeed", "fail", "raise", "raise a group", "cancel itself", "stop"]
+Manners: TypeAlias = Literal["passes on", "tidies up", "succeeds", "fails", "raises"]
+
+TIDY_S = 3.0  # how long a body takes that tidies up when it is cancelled
+AWAKE_S = 10.0  # when a machine that was suspended has tried everything again that went wrong
+
+
+class Boom(Exception):
+    """What a tool raises."""
+
+
+@attrs.define(eq=False)
+class Work:
+    """A body that was called: its run in the history, and how to give it orders while it waits."""
+
+    run: Run
+    host: Host
+    execution: BackgroundExecution
+    orders: trio.MemorySendChannel[Order]
+    waits: bool = True
+
+
+@attrs.define(eq=False)
+class Call:
+    """A foreground call under way, or answered."""
+
+    task_id: str
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    answer: TaskResult | Exception | None = None
+    over: bool = False
+
+
+@attrs.define(eq=False)
+class Listener:
+    """A subscription to an owner, and what was heard."""
+
+    owner: str
+    machine: str
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    heard: set[str] = attrs.field(factory=set[str])
+
+
+@attrs.define(eq=False)
+class Host:
+    """A machine, the callers on it, and what they wait for."""
+
+    simulated: SimulatedExecutor
+    manager: RecordedManager
+    calls: list[Call] = attrs.field(factory=list[Call])
+    listeners: list[Listener] = attrs.field(factory=list[Listener])
+    waits: list[trio.CancelScope] = attrs.field(factory=list[trio.CancelScope])
+
+    @property
+    def name(self) -> str:
+        """The name under which it is in the history."""
+        return self.simulated.name
+
+    @property
+    def state(self) -> str:
+        """See `SimulatedExecutor.state`."""
+        return self.simulated.state
+
+
+class World:
+    """The store, its machines, the tools and the callers; what they see goes into a history."""
+
+    def __init__(self, nursery: trio.Nursery, store: SimulationStore) -> None:
+        self.nursery = nursery
+        self.store = store
+        self.history = History()
+        self.hosts: list[Host] = []
+        self.work: list[Work] = []
+        self.manners: dict[str, Manners] = {}
+        self.disturbed_at = trio.current_time()
+
+    @property
+    def quiet_s(self) -> float:
+        """How long nothing has been disturbed."""
+        return trio.current_time() - self.disturbed_at
+
+    def disturbed(self) -> None:
+        """Something happened that takes time to be found out."""
+        self.disturbed_at = trio.current_time()
+
+    # ---- machines -----------------------------------------------------------------------------
+
+    async def boot(self) -> Host:
+        """Open one more machine."""
+        name = f"m{len(self.hosts)}"
+        simulated = await SimulatedExecutor.open(self.nursery, self.store, name=name)
+        manager = RecordedManager(simulated.manager, self.history, simulated.name)
+        host = Host(simulated, manager)
+        self.hosts.append(host)
+        self.disturbed()
+        return host
+
+    def open_hosts(self) -> list[Host]:
+        """Return the machines that can be asked something."""
+        return [host for host in self.hosts if host.state == "open"]
+
+    async def shut_down(self, host: Host, *, unsaved: bool = False) -> None:
+        """End a machine as a program does that leaves its block; ``unsaved``: its store fails."""
+        self.disturbed()
+        self.history.may_end("shutdown", machine=host.name)
+        await host.simulated.shut_down()
+        if not unsaved:
+            self.history.closed(host.name)
+
+    async def crash(self, host: Host) -> None:
+        """End everything on a machine at this moment; nothing is recorded and nobody is told."""
+        self.disturbed()
+        self.history.lost(host.name)
+        host.simulated.crash()
+        for call in host.calls:
+            call.scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+
+    def stall(self, host: Host) -> None:
+        """Suspend a machine."""
+        self.disturbed()
+        self.history.suspended(host.name)
+        host.simulated.stall()
+
+    async def wake(self, host: Host) -> None:
+        """Let a machine go on; return when it has found out how it stands, and has tidied up."""
+        self.disturbed()
+        host.simulated.wake()
+        await trio.sleep(AWAKE_S)
+        await trio.testing.wait_all_tasks_blocked()
+        self.history.recovered(host.name)
+
+    # ---- what the tools do --------------------------------------------------------------------
+
+    def running(self, *states: str) -> list[Work]:
+        """Return the bodies that really run now, on machines in one of these states."""
+        return [
+            work
+            for work in self.work
+            if work.run.ended is None and work.run.lost is None and work.host.state in states
+        ]
+
+    def body(self, host: Host) -> Body:
+        """Return a body that follows orders, and has the manners of its task when cancelled."""
+
+        async def body(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
+            run = self.history.tasks[execution.task_id].runs[-1]
+            orders, inbox = trio.open_memory_channel[Order](1)
+            work = Work(run, host, execution, orders)
+            self.work.append(work)
+            try:
+                order = await inbox.receive()
+            except trio.Cancelled:  # noqa: ASYNC103 - that is what some tools do
+                work.waits = False
+                if run.lost is not None:
+                    raise  # it was over before it could see this
+                await self._tidy_up(work)  # noqa: ASYNC102 - shielded there
+                answer = self._answer_to_cancellation(run)
+                if answer is None:
+                    raise
+                return answer  # noqa: ASYNC104
+            work.waits = False
+            return _obey(order, run)
+
+        return body
+
+    async def _tidy_up(self, work: Work) -> None:
+        if self.manners[work.run.task.task_id] == "tidies up":
+            with trio.CancelScope(shield=True):
+                await self.speak(work)
+                await work.execution.report_progress(1)
+                await trio.sleep(TIDY_S)
+
+    def _answer_to_cancellation(self, run: Run) -> TaskResult | None:
+        """Return what a cancelled body returns; None: it passes the cancellation on."""
+        match self.manners[run.task.task_id]:
+            case "succeeds":
+                return Success(run.attempt)
+            case "fails":
+                return Failed("cut off")
+            case "raises":
+                raise Boom("cut off")
+            case _:
+                return None
+
+    async def speak(self, work: Work) -> None:
+        """Let a body say something that nobody else says."""
+        await work.execution.write_output(f"<{work.run.attempt}.{len(work.run.said)}é>")
+
+    # ---- what callers do ----------------------------------------------------------------------
+
+    def request(self, task_id: str, owner: str, **more: Any) -> StartRequest:
+        """Return the request of a start, or of a resume."""
+        fields: dict[str, Any] = {"task_type": "tool", **more}
+        return StartRequest(owner_thread_id=owner, task_id=task_id, **fields)
+
+    async def call(self, host: Host, request: StartRequest) -> Call:
+        """Make a foreground call in a task of its own; return once its body runs, or it failed."""
+        assert request.task_id is not None
+        call = Call(request.task_id)
+        host.calls.append(call)
+
+        async def caller() -> None:
+            with call.scope:
+                try:
+                    call.answer = await host.manager.run(request, self.body(host))
+                except Exception as error:  # noqa: BLE001 - what the caller got is looked at later
+                    call.answer = error
+            call.over = True
+
+        self.nursery.start_soon(caller, name=f"caller of {request.task_id}")
+        await trio.testing.wait_all_tasks_blocked()
+        return call
+
+    async def listen(self, host: Host, owner: str) -> None:
+        """Open a subscription in a task of its own."""
+        listener = Listener(owner, host.name)
+        host.listeners.append(listener)
+
+        async def hear() -> None:
+            with listener.scope:
+                async with host.manager.unrecorded.subscribe(owner) as changes:
+                    async for task_id in changes:
+                        listener.heard.add(task_id)
+
+        self.nursery.start_soon(hear, name=f"subscriber of {owner}")
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def wait(self, host: Host, task: TaskHistory) -> None:
+        """Wait for a task in a task of its own."""
+        scope = trio.CancelScope()
+        host.waits.append(scope)
+
+        async def waiter() -> None:
+            # It was collected, or the machine closed or crashed, or its store failed.
+            with scope, suppress(TaskError, ConnectionError):
+                await host.manager.wait(task.owner, task.task_id)
+
+        self.nursery.start_soon(waiter, name=f"waiter for {task.task_id}")
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def record(self, task: TaskHistory) -> TaskRecord | None:
+        """Return what is stored of a task: the durable truth."""
+        return await self.store.load(task.task_id)
+
+
+def _obey(order: Order, run: Run) -> TaskResult:
+    match order:
+        case "succeed":
+            return Success(run.attempt)
+        case "fail":
+            return Failed("as ordered")
+        case "raise":
+            raise Boom("as ordered")
+        case "raise a group":
+            raise ExceptionGroup("as ordered", [Boom("one"), ExceptionGroup("", [Boom("two")])])
+        case "cancel itself":
+            return Cancelled()
+        case "stop":
+            return Stopped("as ordered")
