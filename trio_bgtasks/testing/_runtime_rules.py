@@ -94,6 +94,7 @@ class EverydayRules(RuntimeStage):
         """Let a body return or raise something; its caller gets just that. Try to go on from it."""
         chosen = await self.one_of("obeying", work)
         call = self.call_of(chosen)
+        await self.world.speak(chosen)  # its last words
         chosen.orders.send_nowait(order)
         await trio.testing.wait_all_tasks_blocked()
         assert chosen.run.ended is not None, f"promise 9: it did not end\n{chosen.run.task}"
