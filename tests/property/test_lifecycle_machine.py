@@ -26,7 +26,7 @@ def test_every_transition_is_visited_and_is_the_tables() -> None:
                 if len(relevant) == 1 and step.answer == GUARDS[name][min(relevant)]:
                     guards.add((type(step.event).__name__, min(relevant)))
 
-    many = 2 * settings().max_examples
+    many = 3 * settings().max_examples
     run_state_machine_as_test(
         Visiting, settings=settings(max_examples=many, stateful_step_count=40)
     )

@@ -187,10 +187,11 @@ class LifecycleMachine(RuleBasedStateMachine):
         task=_tasks,
         cancelled=st.booleans(),
         outcome=st.none() | st.just(Stopped()) | _outcomes,
+        wrong=_wrong_start,
         at=_times,
     )
     def end_and_resume(
-        self, *, task: int, cancelled: bool, outcome: TaskResult | None, at: int
+        self, *, task: int, cancelled: bool, outcome: TaskResult | None, wrong: str | None, at: int
     ) -> None:
         """The way through which most mistakes are found: blind draws seldom go all of it."""
         record = self.records.get(self._task(task))
@@ -202,7 +203,7 @@ class LifecycleMachine(RuleBasedStateMachine):
         elif record is not None and record.executor_id in self._live:
             self.fence(self._live.index(record.executor_id))
             self.orphan(task, None, at)
-        self.resume(task, None, at)
+        self.resume(task, wrong, at)
 
     @rule(
         state=st.sampled_from(STATES),
