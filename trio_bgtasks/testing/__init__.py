@@ -9,6 +9,7 @@ from ._faulty import FaultyStore as FaultyStore
 from ._faulty import StoreWrapper as StoreWrapper
 from ._history import History as History
 from ._history import Run as Run
+from ._history import Save as Save
 from ._history import TaskHistory as TaskHistory
 from ._lifecycle_log import LifecycleStep as LifecycleStep
 from ._lifecycle_machine import LifecycleMachine as LifecycleMachine

@@ -170,7 +170,7 @@ class FaultyStore(StoreWrapper):
     def __init__(self, inner: TaskStore | None = None) -> None:
         super().__init__(inner)
         self.made: Counter[str] = Counter()
-        self.struck = 0
+        self.struck: int = 0
         self._calls: frozenset[str] = frozenset()
         self._fault: Fault = "before"
         self._first, self._last = 1, math.inf

@@ -26,7 +26,7 @@ from trio_bgtasks import (
     UnknownTask,
 )
 
-from ._history import Run, TaskHistory
+from ._history import History, Run, TaskHistory
 from ._promises import check_history
 from ._runtime_world import Call, Host, Listener, Manners, Order, Work, World
 from ._simulated import SimulationStore, virtual_clock_ms
@@ -68,9 +68,9 @@ class RuntimeStage(TrioStateMachine):
 
     async def set_up(self) -> None:
         """Open the machines and give them something to do."""
-        self.world = World(self.run.nursery, self.make_store())
-        self.history = self.world.history
-        self.asked = 0  # starts, those that were refused too
+        self.world: World = World(self.run.nursery, self.make_store())
+        self.history: History = self.world.history
+        self.asked: int = 0  # starts, those that were refused too
         self.doubtful: set[str] = set()  # they were stored, and nobody was told
         self.tried: dict[str, set[str]] = {owner: set() for owner in OWNERS}  # ids of others
         for _ in range(self.machines):

@@ -94,11 +94,11 @@ class World:
     def __init__(self, nursery: trio.Nursery, store: SimulationStore) -> None:
         self.nursery = nursery
         self.store = store
-        self.history = History()
+        self.history: History = History()
         self.hosts: list[Host] = []
         self.work: list[Work] = []
         self.manners: dict[str, Manners] = {}
-        self.disturbed_at = trio.current_time()
+        self.disturbed_at: float = trio.current_time()
 
     @property
     def quiet_s(self) -> float:

@@ -71,7 +71,7 @@ class SimulatedExecutor:
         config: ManagerConfig | None = None,
     ) -> None:
         self.name = name
-        self.store = FaultyStore(_Link(name, store))
+        self.store: FaultyStore = FaultyStore(_Link(name, store))
         self._nursery = nursery
         self._config = ManagerConfig(clock_ms=virtual_clock_ms) if config is None else config
         self._scope = trio.CancelScope()

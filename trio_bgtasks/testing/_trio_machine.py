@@ -65,7 +65,7 @@ class TrioRun:
     over: bool
 
     def __init__(self, *, virtual_time: bool = True) -> None:
-        self.over = False
+        self.over: bool = False
         self._patience_s = PATIENCE_S if virtual_time else REAL_PATIENCE_S
         self._crash: Exception | None = None
         self._born, self._ended = trio.Event(), trio.Event()  # the nursery
