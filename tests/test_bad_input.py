@@ -620,6 +620,7 @@ ENDS = {"Cancelled", "ExternalRef", "Failed", "Progress", "Stopped", "Success", 
 BETWEEN = {
     *("AttemptStarted", "CancelRequested", "CheckpointSaved", "Facts", "Finished", "Orphaned"),
     *("OutputAppended", "ProgressReported", "Registered", "apply"),
+    *("journal_entry", "ends_attempt"),
 }
 # What is no call: types, enumerations, an abstract class, a constant.
 NAMES = {

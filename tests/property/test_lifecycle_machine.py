@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.property import broken_applies as broken
 from trio_bgtasks.testing import LifecycleMachine, LifecycleStep
 from trio_bgtasks.testing._lifecycle_machine import Apply
 from trio_bgtasks.testing._model import GUARDS, STATES, TABLE, broken_guards, event_name, state_name
+
+ROUNDS = 20  # two or three will do: what is drawn goes by all modules, not by this one alone
 
 
 def test_every_transition_is_visited_and_is_the_tables() -> None:
@@ -26,13 +28,16 @@ def test_every_transition_is_visited_and_is_the_tables() -> None:
                 if len(relevant) == 1 and step.answer == GUARDS[name][min(relevant)]:
                     guards.add((type(step.event).__name__, min(relevant)))
 
-    many = 3 * settings().max_examples
-    run_state_machine_as_test(
-        Visiting, settings=settings(max_examples=many, stateful_step_count=40)
-    )
-    assert {(n, state, TABLE[n][state]) for n in TABLE for state in STATES} - cells == set()
+    all_cells = {(name, state, TABLE[name][state]) for name in TABLE for state in STATES}
     plain = {name: name.partition("(")[0].partition(" ")[0] for name in GUARDS}
-    assert {(plain[name], guard) for name in GUARDS for guard in GUARDS[name]} - guards == set()
+    all_guards = {(plain[name], guard) for name in GUARDS for guard in GUARDS[name]}
+    for number in range(ROUNDS):
+        machine = seed(number)(Visiting)
+        run_state_machine_as_test(machine, settings=settings(stateful_step_count=40))
+        if all_cells <= cells and all_guards <= guards:
+            break
+    assert all_cells - cells == set()
+    assert all_guards - guards == set()
 
 
 # ---- planted bugs -------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.property.planted.runtime_managers import BUGS, Bug
@@ -12,6 +12,8 @@ from trio_bgtasks import Event, Facts, MemoryTaskStore, TaskRecord, TaskStatus, 
 from trio_bgtasks.stores import memory
 from trio_bgtasks.testing import RuntimeMachine
 from trio_bgtasks.testing._model import TABLE, event_name, state_name
+
+ROUNDS = 5  # one will do, nearly always: what is drawn goes by all modules, not by this one alone
 
 
 class Runtime(RuntimeMachine):
@@ -39,15 +41,18 @@ def test_every_promise_is_kept_on_every_way(visited: set[tuple[str, str]]) -> No
 
     Every one that is accepted, and whatever becomes of a resume and an orphan in every state.
     """
-    run_state_machine_as_test(Runtime, settings=settings(stateful_step_count=30))
-    missed = {
+    wanted = {
         (event, state)
         for event, row in TABLE.items()
         for state, answer in row.items()
         if answer in set(TaskStatus) or event in ("Orphaned", "AttemptStarted")
-    } - visited
-    if settings.default is not None and settings.default.derandomize:  # as in the profile `ci`
-        assert missed == set()
+    }
+    for number in range(ROUNDS):
+        machine = seed(number)(Runtime)
+        run_state_machine_as_test(machine, settings=settings(stateful_step_count=30))
+        if wanted <= visited:
+            break
+    assert wanted - visited == set()
 
 
 # ---- planted bugs -------------------------------------------------------------------------------
@@ -55,7 +60,7 @@ def test_every_promise_is_kept_on_every_way(visited: set[tuple[str, str]]) -> No
 _FOUND = settings(
     derandomize=True,
     database=None,
-    max_examples=100,
+    max_examples=1000,  # nearly all in a few; Hypothesis draws what it reads in modules, too
     stateful_step_count=30,
     phases=[Phase.generate],
     deadline=None,

@@ -143,7 +143,7 @@ def test_a_planted_bug_is_found(broken: type[MemoryTaskStore]) -> None:
 
     how = settings(
         derandomize=True,
-        max_examples=100,
+        max_examples=1000,  # nearly all in a few; Hypothesis draws what it reads in modules, too
         stateful_step_count=30,
         phases=[Phase.generate],
         deadline=None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +12,7 @@ import attrs
 import msgspec
 import pytest
 import trio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from trio.testing import MockClock
@@ -64,6 +65,19 @@ surely = settings(
 )
 
 
+def look_for(look: Callable[[], None], *seen: tuple[Collection[Any], Collection[Any]]) -> None:
+    """Look, with other examples each time, until all is seen: the first of each pair has the second.
+
+    Hypothesis draws what it reads in modules, too: which ones are loaded decides what one look sees.
+    """
+    for number in range(10):
+        seed(number)(look)()
+        if all(set(wanted) <= set(found) for found, wanted in seen):
+            return
+    for found, wanted in seen:
+        assert set(wanted) - set(found) == set()
+
+
 # ---- values -------------------------------------------------------------------------------------
 
 
@@ -96,10 +110,9 @@ def test_every_reachable_state_comes_out() -> None:
         seen[state_name(record)] += 1
         attempts.add(record.attempt)
 
-    look()
-    assert set(seen) == set(STATES)
+    look_for(look, (seen, STATES), (attempts, {1, 2, 3}))
+    assert (set(seen), attempts) == (set(STATES), {1, 2, 3})
     assert min(seen.values()) > 5
-    assert attempts == {1, 2, 3}
 
 
 @given(st.data(), st.sampled_from(STATES))
@@ -135,26 +148,26 @@ def test_records_survive_their_json(record: TaskRecord) -> None:
 
 def test_every_event_comes_out_with_one_thing_wrong_at_most() -> None:
     """Every row meets every state; each guard is broken alone; most events are right."""
-    pairs: set[tuple[str, str]] = set()
+    names: set[str] = set()
+    states: set[str] = set()
     wrongs: Counter[str] = Counter()
 
     @surely
     @given(st.none() | records(), st.data())
     def look(record: TaskRecord | None, data: st.DataObject) -> None:
         for event in data.draw(st.lists(events(record), min_size=4, max_size=12)):
-            pairs.add((event_name(event), state_name(record)))
+            names.add(event_name(event))
+            states.add(state_name(record))
             wrong = broken_guards(record, event, Facts()) & _possible(event)
             if record is not None and record.executor_id is None:
                 wrong -= {"another executor"}  # nobody runs it
             assert len(wrong) <= 1, (record, event)
             wrongs[min(wrong, default="nothing")] += 1
 
-    look()
-    assert {name for name, _ in pairs} == set(TABLE)
-    assert {state for _, state in pairs} == {"nothing", *STATES}
-    assert set(wrongs) == {
-        *("nothing", "another attempt", "another executor", "another owner", "another task type")
-    }
+    every = {"nothing", *STATES}
+    guards = {"another attempt", "another executor", "another owner", "another task type"}
+    look_for(look, (names, TABLE), (states, every), (wrongs, {"nothing", *guards}))
+    assert (names, states, set(wrongs)) == (set(TABLE), every, {"nothing", *guards})
     assert wrongs["nothing"] > wrongs.total() / 2
 
 
@@ -358,7 +371,7 @@ def test_unions_and_summaries_are_known_too() -> None:
     """What a body returns, all that may happen, and what people see have strategies by type."""
     seen: set[str] = set()
 
-    @settings(surely, max_examples=100)
+    @settings(surely)
     @given(st.from_type(TaskResult), st.from_type(Event), st.from_type(TaskSummary))  # type: ignore[arg-type]
     def look(outcome: TaskResult, event: Event, summary: TaskSummary) -> None:
         seen.update((type(outcome).__name__, type(event).__name__))
@@ -366,8 +379,7 @@ def test_unions_and_summaries_are_known_too() -> None:
         if isinstance(outcome, Success):
             assert copy_json(outcome.value) == outcome.value
 
-    look()
-    assert {"Success", "Failed", "Cancelled", "Stopped", "Registered", "Orphaned"} <= seen
+    look_for(look, (seen, {"Success", "Failed", "Cancelled", "Stopped", "Registered", "Orphaned"}))
     assert len(seen) == 12
 
 

@@ -28,7 +28,7 @@ from trio_bgtasks.tools import ShellTool
 QUICK = settings(
     derandomize=True,
     database=None,
-    max_examples=20,
+    max_examples=200,  # nearly all in a few; Hypothesis draws what it reads in modules, too
     stateful_step_count=12,
     phases=[Phase.generate],
     deadline=None,
