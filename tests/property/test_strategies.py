@@ -112,7 +112,6 @@ def test_every_reachable_state_comes_out() -> None:
 
     look_for(look, (seen, STATES), (attempts, {1, 2, 3}))
     assert (set(seen), attempts) == (set(STATES), {1, 2, 3})
-    assert min(seen.values()) > 5
 
 
 @given(st.data(), st.sampled_from(STATES))
