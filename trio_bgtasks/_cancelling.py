@@ -38,6 +38,7 @@ class Canceller:
         self._ends = supervisor.ends
         self._hints = hints
 
+    @trio.lowlevel.enable_ki_protection
     async def cancel(self, record: TaskRecord, within_s: float | None = None) -> TaskSummary:
         """Cancel one task; return how it stands.
 
@@ -55,7 +56,9 @@ class Canceller:
             raise
         except Exception as error:
             slot = self._slots.get(record.task_id)
-            if slot is None or record.status is not TaskStatus.RUNNING:
+            if slot is None:
+                raise
+            if slot.mark_error is None and record.status is not TaskStatus.RUNNING:
                 raise  # what is live there is a later attempt, if it is ever stored
             return self._cancel_unsaved(slot, record, now, error)
         slot = self._slots.get(record.task_id)
@@ -63,6 +66,8 @@ class Canceller:
             self._hints.changed(after.owner_thread_id, after.task_id)
             return after.summary()
         slot.cancel_at_ms = after.cancel_requested_at_ms
+        if after.status.is_terminal:
+            slot.note(after)
         self._ends.marked(slot)
         slot.stop("cancel")
         self._hints.changed(slot.owner_thread_id, slot.task_id, wake=False)

@@ -88,8 +88,8 @@ class Ends:
     def owe_mark(self, slot: Slot, error: Exception) -> None:
         """Store an accepted cancel that the store did not take; until then the slot stays."""
         slot.mark_error = f"the cancellation is not stored yet: {_named(error)}"
-        log.warning("task %s: %s", slot.task_id, slot.mark_error, extra=slot.extra())
         self._start_soon(partial(self._retry_mark, slot), f"cancel mark of {slot.task_id}")
+        log.warning("task %s: %s", slot.task_id, slot.mark_error, extra=slot.extra())
 
     def marked(self, slot: Slot) -> None:
         """Note that an accepted cancel is stored."""
@@ -128,10 +128,10 @@ class Ends:
         """Store the end; return None when it is settled, else why it is not."""
         try:
             if self._waits.at_once:
-                slot.record = await self._apply_end(slot, event)
+                slot.note(await self._apply_end(slot, event))
             else:
                 with self._waits.bound(self._config.write_grace_s, shield=True) as answer:
-                    slot.record = await self._apply_end(slot, event)
+                    slot.note(await self._apply_end(slot, event))
                 if answer.cancelled_caught:
                     return _NO_ANSWER
         except Exception as failure:  # noqa: BLE001 - a store may fail in any way
@@ -202,15 +202,20 @@ class Ends:
         assert slot.cancel_at_ms is not None
         with self._waits.bound(self._config.write_grace_s):
             try:
-                record = await self._store.apply(slot.task_id, CancelRequested(slot.cancel_at_ms))
-            except Refused:
-                return None  # it has ended
+                record = await self._apply_mark(slot, slot.cancel_at_ms)
             except Exception as error:  # noqa: BLE001 - a store may fail in any way
                 return error
-            if slot.stage == RETURNED:
-                slot.record = record
+            if slot.stage == RETURNED or record is None or record.status.is_terminal:
+                slot.note(record)
             return None
         return TaskStoreError(_NO_ANSWER)
+
+    async def _apply_mark(self, slot: Slot, at_ms: int) -> TaskRecord | None:
+        try:
+            return await self._store.apply(slot.task_id, CancelRequested(at_ms))
+        except Refused:  # it has ended: what was owed is not stored, nor will it be
+            slot.cancel_at_ms = None
+            return await self._store.load(slot.task_id)
 
     def _note_unmarked(self, slot: Slot, error: Exception) -> None:
         if slot.mark_error is None:

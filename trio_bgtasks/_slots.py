@@ -73,6 +73,11 @@ class Slot:
         self.stage = stage
         self._wake()
 
+    def note(self, record: TaskRecord | None) -> None:
+        """Note what the store said. A final record is its last word, in whatever order it came."""
+        if self.record is None or record is None or not self.record.status.is_terminal:
+            self.record = record
+
     async def reach(self, stage: int) -> None:
         """Wait until the slot is that far."""
         while self.stage < stage:
