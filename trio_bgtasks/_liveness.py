@@ -12,7 +12,7 @@ from ._hints import Hints
 from ._lifecycle import Finished
 from ._records import Stopped, TaskRecord
 from ._requests import ManagerConfig, cutoff_ms
-from ._slots import ANSWERED, FREED, RETURNED, Slot
+from ._slots import ANSWERED, RETURNED, Slot
 from ._waits import StoreWaits
 from .stores import ExecutorHandle, SweepReport, TaskStore
 
@@ -98,7 +98,7 @@ class Liveness:
         # An end that is not stored yet is welcome until we are fenced, which retiring would do.
         with trio.move_on_after(self._config.lease.lease_s):
             for slot in lost:
-                while slot.end_error is not None and slot.stage < FREED:
+                while slot.end_error is not None:
                     await slot.changed()
 
     # ---- sweeps -------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ from trio_bgtasks import (
 from trio_bgtasks._records import evolved
 from trio_bgtasks.stores import RecordPage, SweepReport
 
+from .stores import CollectsAncestors, SweepsTheLiving
+
 
 class SweptInSteps(MemoryTaskStore):
     """Ends the tasks of the dead a moment after the fence, as a store does that has many of them.
@@ -111,19 +113,6 @@ class ResumesTwice(MemoryTaskStore):
         return record
 
 
-class BuriesTheLiving(MemoryTaskStore):
-    """Takes every executor but the sweeping one for dead."""
-
-    async def sweep(
-        self, executor_id: str, at_ms: int, *, suspect: str | None = None
-    ) -> SweepReport:
-        for name, executor in self._executors.items():
-            if name != executor_id:
-                executor.renewal.cancel()
-                executor.expires_at = 0
-        return await super().sweep(executor_id, at_ms, suspect=suspect)
-
-
 class FindsNobodyDead(MemoryTaskStore):
     """Never fences an executor."""
 
@@ -167,13 +156,6 @@ class TellsStrangers(MemoryTaskStore):
         return RecordPage(records)
 
 
-class CollectsParents(MemoryTaskStore):
-    """Collects a task although a descendant of it runs."""
-
-    def _ancestors_of_running(self) -> set[str]:
-        return set()
-
-
 class LetsChildrenStart(MemoryTaskStore):
     """Does not look whether a parent is under an accepted cancel."""
 
@@ -191,11 +173,11 @@ BROKEN_STORES = [
     ForgetsResults,
     LosesLastWords,
     ResumesTwice,
-    BuriesTheLiving,
+    SweepsTheLiving,
     FindsNobodyDead,
     AnnouncesTwice,
     AcknowledgesAll,
     TellsStrangers,
-    CollectsParents,
+    CollectsAncestors,
     LetsChildrenStart,
 ]
