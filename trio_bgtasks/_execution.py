@@ -161,8 +161,7 @@ class Ambient:
     token: Token[Ambient | None] | None = None
 
     def __enter__(self) -> None:
-        above = around()
-        self.outer = above[0] if above else None
+        self.outer = _living(_current.get())
         self.live = True
         self.token = _current.set(self)
 

@@ -194,6 +194,8 @@ class Supervisor:
         """Name a cancellation that did not come through the manager."""
         if not slot.reasons and slot.scope.cancel_called:
             slot.reasons.add("cancel")  # by whoever owns the scope
+        if slot.background and end.raised is None:
+            return  # as it is with most
         if _caller_is_cancelled(slot) or end.has(trio.Cancelled):
             slot.reasons.add("shutdown" if slot.background else "caller")
             slot.caller_gone = True

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
-from typing import Any
 
 import attrs
 import trio
@@ -171,15 +170,15 @@ class MemoryTaskStore:
 
     def _checked(self, event: Event, after: TaskRecord) -> TaskRecord:
         """Return the new record, to be stored; what came with the event is copied, it is ours."""
-        fields = after.__dict__
-        changes: dict[str, Any] = {} if after.seq else {"seq": self._seq + 1}
+        fields = after.__dict__  # changed in place: `apply` made it just now, nobody else has it
         try:
             for name in _BRINGS.get(type(event), ()):
                 if fields[name] is not None:
-                    changes[name] = copy_json(fields[name], max_bytes=_ANY_SIZE)
+                    fields[name] = copy_json(fields[name], max_bytes=_ANY_SIZE)
         except NotJson as error:
             raise InvalidValue(f"task '{after.task_id}' cannot be stored: {error}") from None
-        fields.update(changes)  # in place: `apply` made the record just now, nobody else has it
+        if not after.seq:
+            fields["seq"] = self._seq + 1
         return after
 
     def _save(self, before: TaskRecord | None, event: Event, after: TaskRecord) -> None:
@@ -472,9 +471,9 @@ def _page(rows: Iterator[TaskRecord], limit: int) -> RecordPage:
 
 def _private(record: TaskRecord) -> TaskRecord:
     """Return the record with JSON of its own, so that its owner may change what it was handed."""
-    fields = record.__dict__
-    own: dict[str, Any] = {}
+    own = evolved(record)
+    fields = own.__dict__
     for name in _JSON_FIELDS:
         if fields[name] is not None:
-            own[name] = clone_json(fields[name])
-    return evolved(record, **own)
+            fields[name] = clone_json(fields[name])
+    return own
