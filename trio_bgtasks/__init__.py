@@ -53,7 +53,7 @@ from ._lifecycle import journal_entry as journal_entry
 # Runtime
 from ._hints import Subscription as Subscription
 from ._manager import BackgroundTaskManager as BackgroundTaskManager
-from ._manager import open_task_manager as open_task_manager
+from ._opening import open_task_manager as open_task_manager
 
 # Records
 from ._parameters import RUN_IN_BACKGROUND_PARAM as RUN_IN_BACKGROUND_PARAM
