@@ -92,9 +92,10 @@ def test_examples_run_and_print_what_the_page_says(
 
 
 def test_the_readme_begins_with_two_commands() -> None:
-    """Its first code blocks are what a newcomer types: see the demo, pass the tests."""
+    """Its first code blocks are what a newcomer types: see the demo, pass the tests; a line each."""
     (first, demo), (second, tests) = _BLOCK.findall((ROOT / "README.md").read_text())[:2]
     assert first == second == "sh"
+    assert demo.count("\n") == tests.count("\n") == 1
     assert demo.endswith(".venv/bin/trio-bgtasks demo\n")
     assert tests.endswith(".venv/bin/python -m pytest -n auto --dist worksteal\n")
 

@@ -41,6 +41,8 @@ def _main(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
         ["ls", "--owner", ""],
         ["ls", "--owner", "a\nb"],
         ["--owner", "me", "show", "id"],
+        ["ls", "--owner", "me", "--all"],
+        ["gc", "--all", "--owner", "cli"],
         ["run"],
         ["run", "--nonsense", "true"],
         ["run", "true", "--resumable=perhaps"],

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import attrs
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.validators import mutually_exclusive
 
 from .. import InvalidArguments, UnknownTask
 from .._json import check_id
@@ -40,6 +41,11 @@ def _check_id(_: Any, value: str | Sequence[str]) -> None:
 TaskId = Annotated[str, Parameter(validator=_check_id)]
 Owner = Annotated[str, Parameter(validator=_check_id)]
 Flag = Annotated[bool, Parameter(negative=())]
+
+# Whoever names an owner does not mean every one's, least of all to delete.
+_WHOSE = Parameter(group=("Parameters", Group(show=False, validator=mutually_exclusive)))
+OneOwner = Annotated[Owner, _WHOSE]
+EveryOwner = Annotated[Flag, _WHOSE]
 
 
 @Parameter(name="*")
@@ -89,7 +95,7 @@ def run(
 
 
 @app.command
-def ls(*, owner: Owner = OWNER, all: Flag = False, where: Where = HERE) -> int:  # noqa: A002
+def ls(*, owner: OneOwner = OWNER, all: EveryOwner = False, where: Where = HERE) -> int:  # noqa: A002
     """List tasks in order of creation.
 
     Args:
@@ -175,7 +181,7 @@ def resume(task_id: TaskId, /, *task_ids: TaskId, where: Where = HERE) -> int:
 
 
 @app.command
-def gc(*, owner: Owner = OWNER, all: Flag = False, where: Where = HERE) -> int:  # noqa: A002
+def gc(*, owner: OneOwner = OWNER, all: EveryOwner = False, where: Where = HERE) -> int:  # noqa: A002
     """Delete the records and output of tasks that have ended, and old notices of owner `cli`.
 
     Args:
