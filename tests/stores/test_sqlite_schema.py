@@ -659,7 +659,10 @@ async def test_a_corrupt_record_stops_no_collection(
     assert (await sqlite.owners(limit=2))[-1] == ("o3" if field == "owner_thread_id" else "o1")
     for gone in (["t2"], ["t3"], []):
         assert await sqlite.collect(None, ended_before_ms=10**9, limit=1) == gone
-    assert "not collected: the stored record of task" in caplog.text
+    lines = [vars(line) for line in caplog.records if "not collected: " in line.getMessage()]
+    named = {"task_id": "t0", "owner_thread_id": "o0"}
+    named |= {field: str(b"\xff" + named[field].encode())} if field in named else {}
+    assert {name: lines[0][name] for name in named} == named
     assert len((await inspect_file(sqlite._engine.path)).corrupt) == 2
 
 
@@ -694,7 +697,8 @@ async def test_a_corrupt_notice_hides_no_other(
     )
     announced = await sqlite.notices("ann", limit=2)
     assert [notice.summary.task_id for notice in announced] == ["t2", "t3"]
-    assert "notice 1 is corrupt" in caplog.text
+    line = next(vars(r) for r in caplog.records if "notice 1 is corrupt" in r.getMessage())
+    assert (line["task_id"], line["owner_thread_id"]) == ("t0", "ann")
     assert [error.task_id for error in (await inspect_file(sqlite._engine.path)).corrupt] == [
         "t0",
         "t1",

@@ -197,13 +197,20 @@ async def test_a_store_fault_is_an_error_result(
     text: str,
     store: BrokenStore,
     manager: BackgroundTaskManager,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """C38: what the store cannot answer, and nobody else knows, is one error result."""
+    """C38: what the store cannot answer, and nobody else knows, is one error result.
+
+    What nobody foresaw is logged, with whose task it was.
+    """
     task_id = await start(manager, giving(Success(1)))
     await ended(manager, task_id, TaskStatus.COMPLETED)
     store.failing, store.error = {"load"}, error or store.error
     result = await tool(manager, name).execute({"task_id": task_id}, CTX)
     assert result == ToolResult.error(name, text)
+    lines = [vars(r) for r in caplog.records if r.getMessage() == f"{name} failed"]
+    told = [(line["task_id"], line["owner_thread_id"]) for line in lines]
+    assert told == [(task_id, OWNER)] * (error is not None)
 
 
 # ---- task_status ---------------------------------------------------------------------------------

@@ -87,12 +87,14 @@ class _TaskTool(Tool):
         self.validate_args(args)
         if ctx.thread_id is None:
             return ToolResult.error(self.id, "Missing caller thread context")
+        task_id = self._task_id(args)
         try:
-            return await self._answer(ctx.thread_id, self._task_id(args) or "", args)
+            return await self._answer(ctx.thread_id, task_id or "", args)
         except TaskError as error:
             return ToolResult.error(self.id, str(error))
         except Exception as error:  # noqa: BLE001 - logged and answered
-            _log.exception("%s failed", self.id)
+            extra = {"task_id": task_id, "owner_thread_id": ctx.thread_id}
+            _log.exception("%s failed", self.id, extra=extra)
             return ToolResult.error(self.id, f"{type(error).__name__}: {error}")
 
     @abstractmethod

@@ -219,7 +219,9 @@ def _collectable(
         if len(found) == limit or output_bytes >= _LARGEST_COLLECTION:
             break
         if bytes in (type(task_id), type(owner), type(key)):  # damaged text
-            _log.error("not collected: the stored record of task '%s' is corrupt", task_id)
+            extra = {"task_id": str(task_id), "owner_thread_id": str(owner)}
+            text = "not collected: the stored record of task '%s' is corrupt"
+            _log.error(text, task_id, extra=extra)
             continue
         found.append((seq, task_id, owner, key))
         output_bytes += kept

@@ -131,7 +131,8 @@ def notices(
         try:
             summary = summary_from_json(task_id, parse_json(text))
         except (CorruptRecord, ValueError) as error:
-            _log.error("notice %d is corrupt: %s", notice_id, error, extra={"task_id": task_id})
+            extra = {"task_id": str(task_id), "owner_thread_id": owner_thread_id}
+            _log.error("notice %d is corrupt: %s", notice_id, error, extra=extra)
         else:
             found.append(Notice(notice_id, summary, bool(background)))
     rows.close()
