@@ -517,6 +517,31 @@ TABLE: dict[str, dict[str, Given]] = {
         message=not_none(a_text),
         metadata=a_dict,
     ),
+    "ToolResult.success": new(
+        ToolResult.success,
+        {"tool_name": "tool", "data": None},
+        tool_name=a_text,
+        message=not_none(a_text),
+    ),
+    "ToolResult.warning": new(
+        ToolResult.warning,
+        {"tool_name": "tool", "data": None, "message": ""},
+        tool_name=a_text,
+        message=not_none(a_text),
+    ),
+    "ToolResult.pending": new(
+        ToolResult.pending,
+        {"tool_name": "tool", "message": ""},
+        tool_name=a_text,
+        message=not_none(a_text),
+    ),
+    "ToolResult.error": new(
+        ToolResult.error,
+        {"tool_name": "tool", "message": "", "code": "code"},
+        tool_name=a_text,
+        message=a_text,
+        code=not_none(a_text),
+    ),
     "task_tools": new(
         task_tools, {}, manager=needs("task_tools needs a BackgroundTaskManager", MANAGER)
     ),
@@ -631,7 +656,7 @@ TAKES_NOTHING = {
     *("BackgroundTaskManager.owners", "BackgroundTaskManager.statistics"),
     *("BackgroundTaskManager.current_task_id", "BackgroundCapable.descriptor"),
 }
-ANYTHING = {"ToolResult.data"}
+ANYTHING = {f"ToolResult.{way}data" for way in ("", "success.", "warning.")}
 WITH_METHODS = (BackgroundTaskManager, BackgroundExecution, BackgroundCapable, TaskReminder)
 
 

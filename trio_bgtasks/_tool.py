@@ -128,6 +128,9 @@ class ToolResult:
         """It could not; with a ``code``, ``data`` carries it and the message begins with it."""
         if code is None:
             return cls(tool_name, ToolStatus.ERROR, None, message)
+        for name, text in (("code", code), ("message", message)):
+            if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"{name} must be a string, not {type(text).__name__}")
         data = {"error": {"code": code, "message": message}}
         return cls(tool_name, ToolStatus.ERROR, data, f"[{code}] {message}")
 
