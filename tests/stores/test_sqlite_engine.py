@@ -533,7 +533,9 @@ async def test_to_wait_for_our_own_batch_uses_up_no_patience(
 
 
 @pytest.mark.usefixtures("impatient", "rollback_journal")
-async def test_a_reader_waits_for_an_exclusive_lock_and_gives_up(sqlite: SqliteTaskStore) -> None:
+async def test_a_reader_waits_for_an_exclusive_lock_and_gives_up(
+    sqlite: SqliteTaskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A read is tried again while the file is locked, and then raises `StoreBusy`."""
     other = sqlite3.connect(sqlite._engine.path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
@@ -541,6 +543,7 @@ async def test_a_reader_waits_for_an_exclusive_lock_and_gives_up(sqlite: SqliteT
         await sqlite.load("t")
     other.execute("COMMIT")
     assert await sqlite.load("t") is None
+    monkeypatch.setattr(_connection, "BUSY_S", PATIENCE_S)
     other.execute("BEGIN EXCLUSIVE")
 
     async def later() -> None:
