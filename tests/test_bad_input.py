@@ -641,7 +641,7 @@ RESULTS = {
 }
 # What a body returns, says or raises: checked when it does.
 ENDS = {"Cancelled", "ExternalRef", "Failed", "Progress", "Stopped", "Success", "ThreadMessageRef"}
-# What goes between the manager and its store: checked before.
+# What goes between the manager and its store: checked before; so is what a store's methods take.
 BETWEEN = {
     *("AttemptStarted", "CancelRequested", "CheckpointSaved", "Facts", "Finished", "Orphaned"),
     *("OutputAppended", "ProgressReported", "Registered", "apply"),

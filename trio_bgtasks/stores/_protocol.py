@@ -104,7 +104,7 @@ class TaskStore(Protocol):
     Every call is one transaction. A `Refused` or `StoreBusy` means that nothing was changed; after
     any other failure of a write, and after a cancelled one unless the store promises more, the
     answer is unknown. What a store hands out can be changed without changing the store. Stores do
-    not checkpoint for fairness: their callers do.
+    not checkpoint for fairness: their callers do, and have checked the ids and numbers they pass.
     """
 
     async def apply(self, task_id: str, event: Event) -> TaskRecord:
