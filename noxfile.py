@@ -105,6 +105,13 @@ def model(session: nox.Session) -> None:
 
 
 @nox.session
+def planted(session: nox.Session) -> None:
+    """Shrink every planted bug and write the table of them; names after ``--`` are those wanted."""
+    session.install("-e", ".[testing]", *groups("tests"))
+    session.run("python", "-m", "tests.property.planted", *session.posargs)
+
+
+@nox.session
 def demo_from_wheel(session: nox.Session) -> None:
     """Build a wheel, install it into a new environment and run the demo far from the sources."""
     tmp = Path(session.create_tmp())

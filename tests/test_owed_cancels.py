@@ -22,6 +22,7 @@ from trio_bgtasks import (
     Event,
     Finished,
     Success,
+    TaskNotRunning,
     TaskRecord,
     TaskResult,
     TaskStatus,
@@ -97,6 +98,31 @@ async def test_a_cancel_that_was_owed_is_what_waiters_are_told(
         store.down = False
         if by == "us":
             assert (await manager.cancel(OWNER, "t")).status is TaskStatus.CANCELLED
+
+
+async def test_a_late_cancel_is_settled_also_if_the_end_cannot_be_read_at_first(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Refused, and then the store is down: that is tried again, and ends nothing else."""
+
+    class Unreadable(SlowToAnswer):
+        unreadable = False
+
+        async def load(self, task_id: str) -> TaskRecord | None:
+            if self.unreadable:
+                raise ConnectionError("down")
+            return await super().load(task_id)
+
+    store = Unreadable()
+    async with open_task_manager(store) as manager:
+        await owing(manager, store, done)
+        store.down, store.unreadable = False, True
+        await trio.sleep(5)
+        store.unreadable = False
+        await trio.sleep(5)
+        assert (await manager.wait(OWNER, "t")).status is TaskStatus.COMPLETED
+        with pytest.raises(TaskNotRunning):
+            await manager.cancel(OWNER, "t")
 
 
 async def test_a_cancel_that_came_too_late_is_not_owed_any_more(

@@ -214,8 +214,9 @@ class Ends:
         try:
             return await self._store.apply(slot.task_id, CancelRequested(at_ms))
         except Refused:  # it has ended: what was owed is not stored, nor will it be
+            record = await self._store.load(slot.task_id)  # if that fails, it is owed still
             slot.cancel_at_ms = None
-            return await self._store.load(slot.task_id)
+            return record
 
     def _note_unmarked(self, slot: Slot, error: Exception) -> None:
         if slot.mark_error is None:

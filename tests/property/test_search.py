@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.property import broken_applies as broken
+from tests.property.planted import applies as broken
 from trio_bgtasks.testing import search_lifecycle
 from trio_bgtasks.testing._lifecycle_machine import Apply
 

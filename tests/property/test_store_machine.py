@@ -1,11 +1,11 @@
-"""The stores of the library keep their promises, as `TaskStoreMachine` knows them; others do not."""
+"""The stores of the library keep their promises, as `TaskStoreMachine` knows them.
 
-# pyright: reportPrivateUsage=false
+Others, that do not, are in ``test_planted.py``.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import shutil
 import sqlite3
 import tempfile
@@ -15,36 +15,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from pathlib import Path
 from typing import Any, cast
 
-import pytest
-import trio
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
+from hypothesis import settings
 
+from tests.property.machines import MemoryMachine
 from tests.stores.make_schema_db import DATA
-from trio_bgtasks import LeaseTerms, MemoryTaskStore, SqliteTaskStore, TaskStore
+from trio_bgtasks import MemoryTaskStore, SqliteTaskStore, TaskStore
 from trio_bgtasks.testing import FaultyStore, TaskStoreMachine
-
-from .planted import stores as planted
-
-
-class MemoryMachine(TaskStoreMachine):
-    """The memory store: its place is the store itself, and its machines are simulated."""
-
-    cancelled_is_not_applied = True
-
-    @contextmanager
-    def new_place(self) -> Iterator[MemoryTaskStore]:
-        yield MemoryTaskStore()
-
-    @asynccontextmanager
-    async def open_store(self, place: MemoryTaskStore) -> AsyncIterator[TaskStore]:
-        yield place
-
-    async def kill(self, place: MemoryTaskStore, executor_ids: Sequence[str]) -> MemoryTaskStore:
-        for executor_id in executor_ids:
-            place.crash(executor_id)
-        await trio.sleep(LeaseTerms().lease_s)
-        return place
 
 
 class WrappedMachine(MemoryMachine):
@@ -121,34 +97,3 @@ deepen(TestMemory, 1.0)
 deepen(TestWrapped, 0.1)
 deepen(TestSqlite, 0.25)
 deepen(TestMigrated, 0.05)
-
-
-PLANTED = [
-    thing
-    for thing in vars(planted).values()
-    if inspect.isclass(thing)
-    and issubclass(thing, MemoryTaskStore)
-    and thing is not MemoryTaskStore
-]
-
-
-@pytest.mark.parametrize("broken", PLANTED, ids=lambda broken: broken.__name__)
-def test_a_planted_bug_is_found(broken: type[MemoryTaskStore]) -> None:
-    """The machine finds it and says which promise the store broke."""
-
-    class Machine(MemoryMachine):
-        @contextmanager
-        def new_place(self) -> Iterator[MemoryTaskStore]:
-            yield broken()
-
-    how = settings(
-        derandomize=True,
-        max_examples=1000,  # nearly all in a few; Hypothesis draws what it reads in modules, too
-        stateful_step_count=30,
-        phases=[Phase.generate],
-        deadline=None,
-        database=None,
-        suppress_health_check=[HealthCheck.too_slow],
-    )
-    with pytest.raises(AssertionError, match="the store broke a promise: "):
-        run_state_machine_as_test(Machine, settings=how)

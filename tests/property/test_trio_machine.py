@@ -723,6 +723,27 @@ class FailsTwice(BadCleanUpForEver):
         raise KeyError("rule")
 
 
+class FailsAtTheEnd(Stubborn):
+    async def clean_up(self) -> None:
+        raise KeyError("at the end")
+
+    @rule()
+    def work(self) -> None:
+        """Nothing is wrong before the end."""
+
+
+class FailsInANursery(TrioStateMachine):
+    @rule()
+    @in_trio
+    async def fail(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            nursery.start_soon(self.raise_it)
+
+    async def raise_it(self) -> None:
+        raise KeyError("in a nursery")
+
+
 @pytest.mark.parametrize(
     ("machine", "error", "text", "noted"),
     [
@@ -732,6 +753,8 @@ class FailsTwice(BadCleanUpForEver):
         (BadSetUpForEver, Deadlock, r"set_up at test_trio_machine.py:\d+ \(BadSetUpForEver", ""),
         (BadCleanUpForEver, Deadlock, r"clean_up at test_trio_machine.py:\d+ \(BadCl", ""),
         (FailsTwice, KeyError, "rule", "After that, at the end: Deadlock: still waiting"),
+        (FailsAtTheEnd, KeyError, "at the end", "After that, at the end: Deadlock: not ended"),
+        (FailsInANursery, KeyError, "in a nursery", ""),
     ],
 )
 def test_what_hangs_is_named_and_leaves_nothing(

@@ -157,7 +157,7 @@ class DisasterRules(RuntimeStage):
         await self.resume_at_once(task, [newest(self.world.open_hosts(), host)])
         await self.world.wake(chosen.host)
         for late in [late for late in self.talking if late.run is chosen.run]:
-            await late.execution.save_checkpoint(after_s)
+            await self.save_in(late, after_s)
 
     # ---- a store that fails ----------------------------------------------------------------------
 
@@ -168,7 +168,10 @@ class DisasterRules(RuntimeStage):
         chosen = await self.one_of("obeying", work)
         task, store = chosen.run.task, chosen.host.simulated.store
         store.break_down("apply")
-        summary = await chosen.host.manager.cancel(task.owner, task.task_id)
+        try:
+            summary = await chosen.host.manager.cancel(task.owner, task.task_id)
+        except ConnectionError as error:
+            raise AssertionError(f"promise 5: it runs, and is not cancelled\n{task}") from error
         assert summary.persistence_error, f"promise 5: said to be stored: {summary!r}"
         await trio.sleep(1)
         store.repair()

@@ -78,7 +78,8 @@ class EverydayRules(RuntimeStage):
             request = self.world.request(task_id, owner, parent_task_id=above.task_id)
             do = where.manager.start if background else where.manager.run
             with suppress(ParentCancelled):
-                await do(request, self.world.body(where))
+                with trio.move_on_after(1):  # in the foreground it waits for its body
+                    await do(request, self.world.body(where))
                 raise AssertionError(f"promise 5: {task_id} was started below it\n{above}")
 
     # ---- what bodies do --------------------------------------------------------------------------
@@ -111,7 +112,7 @@ class EverydayRules(RuntimeStage):
     @in_trio
     async def save(self, work: int, value: int) -> None:
         """Save a checkpoint; it is kept when that returns."""
-        await (await self.one_of("talking", work)).execution.save_checkpoint(value)
+        await self.save_in(await self.one_of("talking", work), value)
 
     @rule(work=few, often=st.integers(1, 3))
     @in_trio
@@ -161,8 +162,9 @@ class EverydayRules(RuntimeStage):
             assert not tree, f"promise 2: it is called unknown\n{root}"
         else:
             own = sorted(t.task_id for t in below if t.owner == root.owner)
-            assert sorted(summary.task_id for summary in answer.own) == own, f"{root}: {answer}"
-            assert answer.others == len(below) - len(own), f"promise 5: {root}: {answer}"
+            told = sorted(summary.task_id for summary in answer.own), answer.others
+            true = own, len(below) - len(own)
+            assert told == true, f"promise 5: the cancel reached {told}, not {true}\n{root}"
             for one in below:
                 self.history.accepted(one)
         await trio.testing.wait_all_tasks_blocked()

@@ -28,7 +28,7 @@ from trio_bgtasks import (
 
 from ._history import History, Run, TaskHistory
 from ._promises import check_history
-from ._runtime_world import Call, Host, Listener, Manners, Order, Work, World
+from ._runtime_world import CLOSED_S, Call, Host, Listener, Manners, Order, Work, World
 from ._simulated import SimulationStore, virtual_clock_ms
 from ._trio_machine import TrioStateMachine, in_trio
 
@@ -81,8 +81,9 @@ class RuntimeStage(TrioStateMachine):
         await self.begin_task(here, "ann", None, "tidies up", resumable=True)
         await self.begin_task(there, "bob", 1, "tidies up", resumable=True)
         await self.call_task(there, "bob", 1, "passes on", resumable=True)
-        for work in self.talking:
+        for number, work in enumerate(self.talking):
             await self.world.speak(work)
+            await self.save_in(work, number)
 
     # ---- what there is to choose from ------------------------------------------------------------
 
@@ -170,7 +171,8 @@ class RuntimeStage(TrioStateMachine):
             assert cancelled, f"promise 5: {task_id} was refused under {above}, not cancelled"
             return
         assert not cancelled, f"promise 5: {task_id} was started under {above}, cancelled"
-        assert (summary.task_id, summary.status) == (task_id, TaskStatus.RUNNING)
+        answer = summary.task_id, summary.status
+        assert answer == (task_id, TaskStatus.RUNNING), f"promise 2: {task_id}: {summary!r}"
         await self.begun(self.history.tasks[task_id], 1)
 
     async def call_task(
@@ -242,7 +244,9 @@ class RuntimeStage(TrioStateMachine):
     async def end_owner(self, host: Host, owner: str) -> None:
         """Close an owner; afterwards every end is stored."""
         runs = [work.run for work in self.talking if work.host is host]
-        await host.manager.close_owner(owner)
+        with trio.move_on_after(CLOSED_S) as patience:
+            await host.manager.close_owner(owner)
+        assert not patience.cancelled_caught, f"promise 10: {owner} is not closed on {host.name}"
         for run in runs:
             record = await self.world.record(run.task)
             if run.task.owner == owner and record is not None and record.attempt == run.attempt:
@@ -272,9 +276,20 @@ class RuntimeStage(TrioStateMachine):
             for host in where:
                 nursery.start_soon(try_it, host)
         possible = before is not None and may_be_resumed(before)
-        assert len(won) == possible, f"promise 7: {len(won)} of {len(where)} resumes won\n{task}"
+        cancelled = before is not None and before.status is TaskStatus.CANCELLED
+        wins = f"{len(won)} of {len(where)} resumes won"
+        assert len(won) == possible, f"promise {5 if cancelled else 7}: {wins}\n{task}"
         if won:
             await self.begun(task, attempt + 1)
+
+    async def save_in(self, work: Work, value: object) -> None:
+        """Save a checkpoint in a body that runs: it may write."""
+        try:
+            await work.execution.save_checkpoint(value)
+        except Refused as error:
+            raise AssertionError(
+                f"promise 6: it runs, and may not write: {error}\n{work.run.task}"
+            ) from error
 
     async def pass_time_by(self, seconds: float) -> None:
         """An accepted cancel ends what runs within a poll and a clean-up."""
@@ -319,7 +334,8 @@ class RuntimeStage(TrioStateMachine):
             ):
                 with suppress(Refused, StoreClosed):  # it is closed to machines that crashed
                     await self.world.store.apply(task_id, event)
-                    raise AssertionError(f"promise 4: {event!r} was taken\n{run.task}")
+                    late = f"a late {type(event).__name__} of attempt {run.attempt} was taken"
+                    raise AssertionError(f"promise 4: {late}\n{run.task}")
 
     async def clean_up(self) -> None:
         """End every machine; then nothing runs, and everything has been found and announced."""

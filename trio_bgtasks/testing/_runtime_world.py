@@ -29,6 +29,7 @@ Order: TypeAlias = Literal["succeed", "fail", "raise", "raise a group", "cancel 
 Manners: TypeAlias = Literal["passes on", "tidies up", "succeeds", "fails", "raises"]
 
 TIDY_S = 3.0  # how long a body takes that tidies up when it is cancelled
+CLOSED_S = 1200.0  # when a manager, or an owner, has closed, whatever the tools and the store do
 AWAKE_S = 10.0  # when a machine that was suspended has tried everything again that went wrong
 
 
@@ -76,6 +77,7 @@ class Host:
     calls: list[Call] = attrs.field(factory=list[Call])
     listeners: list[Listener] = attrs.field(factory=list[Listener])
     waits: list[trio.CancelScope] = attrs.field(factory=list[trio.CancelScope])
+    left: bool = False  # was it shut down?
 
     @property
     def name(self) -> str:
@@ -122,14 +124,24 @@ class World:
         return host
 
     def open_hosts(self) -> list[Host]:
-        """Return the machines that can be asked something."""
+        """Return the machines that can be asked something.
+
+        Raises:
+            AssertionError: promise 9: another one ended although nobody ended it.
+        """
+        fallen = [host.name for host in self.hosts if host.state == "closed" and not host.left]
+        assert not fallen, f"promise 9: an error ended {', '.join(fallen)}, where a task failed"
         return [host for host in self.hosts if host.state == "open"]
 
     async def shut_down(self, host: Host, *, unsaved: bool = False) -> None:
         """End a machine as a program does that leaves its block; ``unsaved``: its store fails."""
         self.disturbed()
-        self.history.may_end("shutdown", machine=host.name)
-        await host.simulated.shut_down()
+        runs = self.history.may_end("shutdown", machine=host.name)
+        host.left = True
+        with trio.move_on_after(CLOSED_S) as patience:
+            await host.simulated.shut_down()
+        still = ", ".join(run.task.task_id for run in runs if run.ended is None)
+        assert not patience.cancelled_caught, f"promise 10: {host.name} does not close: {still}"
         if not unsaved:
             self.history.closed(host.name)
 

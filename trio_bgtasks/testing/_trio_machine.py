@@ -195,6 +195,8 @@ class TrioRun:
 def in_trio(rule: Callable[Concatenate[M, P], Awaitable[T]]) -> Callable[Concatenate[M, P], T]:
     """Make a rule or an invariant of an async method; goes below Hypothesis' decorators.
 
+    One error that fails nurseries of the method is raised without their groups around it.
+
     Raises:
         TypeError: it is no async method, or one that Hypothesis has decorated already.
     """
@@ -206,7 +208,10 @@ def in_trio(rule: Callable[Concatenate[M, P], Awaitable[T]]) -> Callable[Concate
 
     @wraps(rule)
     def called(self: M, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self.run.call(partial(rule, self, *args, **kwargs))
+        try:
+            return self.run.call(partial(rule, self, *args, **kwargs))
+        except ExceptionGroup as group:
+            raise _alone(group) from None  # of the nurseries that the rule opened
 
     return called
 
@@ -272,21 +277,23 @@ class TrioStateMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """End the run, whatever happened in it.
 
-        What fails here is a note on what failed before, if something did.
+        What fails first is raised; what fails after that is a note on it.
         """
         if self.__run is None:
             return
-        failure = sys.exception()
+        before = failure = sys.exception()
         try:
+            if not self.__run.over:
+                self.__run.call(self.clean_up)
+        except Exception as error:  # noqa: BLE001 - raised below, when the run has ended
+            failure = _first(failure, error)
+        finally:
             try:
-                if not self.__run.over:
-                    self.__run.call(self.clean_up)
-            finally:
                 self.__run.close()
-        except Exception as error:
-            if failure is None:
-                raise
-            failure.add_note(f"After that, at the end: {type(error).__name__}: {error}")
+            except Exception as error:  # noqa: BLE001 - raised below
+                failure = _first(failure, error)
+        if failure is not None and failure is not before:
+            raise failure
 
 
 class _Turns(trio.abc.Instrument):
@@ -321,6 +328,14 @@ def _raise_livelock() -> NoReturn:
 
 
 # ---- small things -------------------------------------------------------------------------------
+
+
+def _first(failure: BaseException | None, error: Exception) -> BaseException:
+    """Return what failed first; what failed after that is a note on it."""
+    if failure is None:
+        return _alone(error)
+    failure.add_note(f"After that, at the end: {type(error).__name__}: {error}")
+    return failure
 
 
 def _alone(error: Exception) -> Exception:

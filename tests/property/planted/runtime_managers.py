@@ -1,7 +1,7 @@
 """One-line bugs of the lifecycle, the supervision and the manager, planted for `RuntimeMachine`.
 
 Each is a function that patches the library by pytest's ``monkeypatch``; its docstring says what is
-wrong then. `BUGS` is the table of them all.
+wrong then. `PLANTED` is the table of them all.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import attrs
 import pytest
 import trio
 
+from tests.property.machines import Runtime
 from trio_bgtasks import (
     BackgroundExecution,
     CancelRequested,
@@ -40,6 +41,7 @@ from trio_bgtasks._supervision import Supervisor
 from trio_bgtasks._waits import StoreWaits
 from trio_bgtasks.stores import SweepReport
 from trio_bgtasks.stores.memory import _Executor
+from trio_bgtasks.testing import RuntimeMachine
 
 Patch = pytest.MonkeyPatch
 Bug = Callable[[Patch], None]
@@ -380,37 +382,43 @@ async def _nothing(*_: Any) -> None:
     await trio.lowlevel.checkpoint()
 
 
-BUGS: list[Bug] = [
-    fenced_writers_are_taken,
-    no_attempt_guard,
-    finish_is_not_compared,
-    orphaned_clears_the_cancel,
-    the_living_are_orphaned,
-    resume_without_compare_and_set,
-    cancelled_is_resumed,
-    success_beats_an_accepted_cancel,
-    gc_takes_what_may_be_resumed,
-    _deaf_to("cancel"),
-    _deaf_to("owner_close"),
-    _deaf_to("shutdown"),
-    status_by_what_came_back,
-    the_slot_is_freed_too_early,
-    no_shield_around_the_last_write,
-    ends_are_not_tried_again,
-    last_words_are_lost,
-    every_end_is_announced,
-    a_caller_that_is_gone_is_answered,
-    failures_leave_their_attempt,
-    an_old_checkpoint_is_handed_out,
-    foreground_is_not_live,
-    notices_are_never_acknowledged,
-    cancels_are_not_durable,
-    cancels_from_elsewhere_are_not_seen,
-    a_tree_is_its_root,
-    owners_are_not_compared,
-    owners_hear_of_each_other,
-    wait_returns_too_early,
-    nobody_sweeps,
-    a_lost_lease_is_not_noticed,
-    leases_are_not_renewed,
+PLANTED: list[tuple[Bug, str]] = [
+    (fenced_writers_are_taken, "promise [24]:"),
+    (no_attempt_guard, "promise 4:"),
+    (finish_is_not_compared, "promise [24]:"),
+    (orphaned_clears_the_cancel, "promise 5:"),
+    (the_living_are_orphaned, "promise 6:"),
+    (resume_without_compare_and_set, "promise 7:"),
+    (cancelled_is_resumed, "promise 5:"),
+    (success_beats_an_accepted_cancel, "promise 5:"),
+    (gc_takes_what_may_be_resumed, "promise 3:"),
+    (_deaf_to("cancel"), "promise 5:"),
+    (_deaf_to("owner_close"), "promise 10:"),
+    (_deaf_to("shutdown"), "promise 10:"),
+    (status_by_what_came_back, "promise 2:"),
+    (the_slot_is_freed_too_early, "promise 11:"),
+    (no_shield_around_the_last_write, "promise 2:"),
+    (ends_are_not_tried_again, "promise 11:"),
+    (last_words_are_lost, "promise 2:"),
+    (every_end_is_announced, "promise 11:"),
+    (a_caller_that_is_gone_is_answered, "promise 11:"),
+    (failures_leave_their_attempt, "promise 9:"),
+    (an_old_checkpoint_is_handed_out, "promise 2:"),
+    (foreground_is_not_live, "promise 5:"),
+    (notices_are_never_acknowledged, "promise 11:"),
+    (cancels_are_not_durable, "promise 5:"),
+    (cancels_from_elsewhere_are_not_seen, "promise 5:"),
+    (a_tree_is_its_root, "promise 5:"),
+    (owners_are_not_compared, "promise 8:"),
+    (owners_hear_of_each_other, "promise 8:"),
+    (wait_returns_too_early, "promise 2:"),
+    (nobody_sweeps, "promise 6:"),
+    (a_lost_lease_is_not_noticed, "promise 6:"),
+    (leases_are_not_renewed, "promise 6:"),
 ]
+
+
+def machine_with(bug: Bug, patch: Patch) -> type[RuntimeMachine]:
+    """Plant a bug; return the machine that runs on it."""
+    bug(patch)
+    return Runtime

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
 import trio
 
+from tests.property.machines import MemoryMachine
 from trio_bgtasks import (
     CancelRequested,
     CheckpointSaved,
@@ -20,11 +22,13 @@ from trio_bgtasks import (
     Orphaned,
     OutputAppended,
     OutputPage,
+    Refused,
     Registered,
     TaskRecord,
     TaskStatus,
 )
 from trio_bgtasks.stores import RecordPage, SweepReport
+from trio_bgtasks.testing import TaskStoreMachine
 
 
 class LastWriteWins(MemoryTaskStore):
@@ -109,18 +113,12 @@ class AppliesAfterNo(MemoryTaskStore):
     """Keeps the output of an attempt that it refuses."""
 
     async def apply(self, task_id: str, event: Event) -> TaskRecord:
-        before = self._records.get(task_id)
-        if before is not None and isinstance(event, OutputAppended):
-            self._append_output(before, event)
-        if before is not None and isinstance(event, Finished):
-            self._journal[task_id].append(
-                (event.at_ms, "finished", event.attempt, before.status, None, None)
-            )
-            try:
-                self._apply(task_id, event)
-            finally:
-                self._journal[task_id].pop(-1)
-        return self._apply(task_id, event)
+        try:
+            return self._apply(task_id, event)
+        except Refused:
+            if task_id in self._records:
+                self._append_output(self._records[task_id], event)
+            raise
 
 
 class AppliesWhenCancelled(MemoryTaskStore):
@@ -251,9 +249,10 @@ class MixesUpZeros(MemoryTaskStore):
 
     def _checked(self, event: Event, after: TaskRecord) -> TaskRecord:
         checked = super()._checked(event, after)
-        if isinstance(event, CheckpointSaved) and isinstance(checked.checkpoint, dict):
-            numbers = [int(n) if n == 1.0 else n for n in checked.checkpoint.get("numbers", [])]
-            return attrs.evolve(checked, checkpoint={**checked.checkpoint, "numbers": numbers})
+        value = checked.checkpoint
+        if isinstance(event, CheckpointSaved) and isinstance(value, dict) and "numbers" in value:
+            numbers = [int(n) if n == 1.0 else n for n in value["numbers"]]
+            return attrs.evolve(checked, checkpoint={**value, "numbers": numbers})
         return checked
 
 
@@ -265,3 +264,42 @@ class CountsPassedOver(MemoryTaskStore):
     ) -> list[Notice]:
         found = await super().notices(owner_thread_id, limit=limit)
         return [notice for notice in found if notice.background or not background_only]
+
+
+PLANTED: list[tuple[type[MemoryTaskStore], str]] = [
+    (LastWriteWins, "one transaction|nothing else is|the journal has"),
+    (DropsANotice, "every ended attempt is announced"),
+    (AnnouncesTwice, "every ended attempt is announced"),
+    (AcknowledgesForOthers, "every ended attempt is announced"),
+    (ReusesNoticeNumbers, "every ended attempt is announced"),
+    (SkipsUnderInserts, "pages show every record once"),
+    (ForgetsTombstones, "answered as the lifecycle says"),
+    (ReusesKeys, "answered as the lifecycle says"),
+    (AppliesAfterNo, "the output log"),
+    (AppliesWhenCancelled, "a call that was cancelled was not applied"),
+    (HalfATransaction, "one transaction|the journal has"),
+    (HandsOutItsOwn, "what a store hands out"),
+    (KeepsWhatItWasGiven, "one transaction|nothing else is|what a store hands out"),
+    (CountsCharacters, "the output log"),
+    (RepeatsOutput, "the output log"),
+    (KeepsTheOldest, "the output log"),
+    (SweepsTheLiving, "a sweep ends"),
+    (SweepsOnce, "a sweep ends"),
+    (ForgetsTheJournal, "the journal has"),
+    (RetiresNobody, "answered as the lifecycle says"),
+    (CollectsAncestors, "answered as the lifecycle says"),
+    (NumbersFromTheCount, "sequence numbers grow"),
+    (MixesUpZeros, "one transaction|answered as the lifecycle says"),
+    (CountsPassedOver, "every ended attempt is announced"),
+]
+
+
+def machine_for(store: type[MemoryTaskStore]) -> type[TaskStoreMachine]:
+    """Return the machine of a store, as its author would write it."""
+
+    class Planted(MemoryMachine):
+        @contextmanager
+        def new_place(self) -> Iterator[MemoryTaskStore]:
+            yield store()
+
+    return Planted

@@ -1,4 +1,4 @@
-"""Tools with one fault each, and the machine that must find it. Public names only.
+"""Tools with one fault each, and the machine that must find it.
 
 Each one counts up to ``limit``, a checkpoint a number; `Count` is the one that does it right.
 """
@@ -266,7 +266,7 @@ PLANTED: list[tuple[type[Count], str]] = [
     (FailsToCleanUp, "raises IndexError when it is interrupted: pop from empty list"),
     (ReturnsASet, r"outcome that cannot be stored: result is not JSON: \$: set"),
     (ReturnsNoOutcome, "outcome that cannot be stored: TypeError: the tool returned int"),
-    (SavesALock, r"raises TypeError: checkpoint is not JSON|raises ValueError: checkpoint"),
+    (SavesALock, "raises ValueError: checkpoint is not JSON"),
     (ChangesItsArguments, r"changes its arguments: they have become \{'limit': 0\}"),
     (DiffersInTheForeground, "does something else in the foreground"),
     (StopsForEver, "stops itself again and again"),

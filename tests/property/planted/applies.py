@@ -1,4 +1,4 @@
-"""Lifecycles with one bug each: what the machine and the search have to find."""
+"""Lifecycles with one bug each: what `LifecycleMachine` and the search have to find."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from trio_bgtasks import (
     TaskStatus,
     apply,
 )
+from trio_bgtasks.testing import LifecycleMachine, LifecycleStep
+from trio_bgtasks.testing._lifecycle_machine import Apply
 
 
 def late_end_is_taken(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Late end is taken."""
+    """An end is taken for that of the attempt that runs, whichever it names."""
     if isinstance(what, Finished) and record is not None:
         what = attrs.evolve(what, attempt=record.attempt)
     return apply(task_id, record, what, facts)
@@ -34,7 +36,7 @@ def late_end_is_taken(
 def fence_is_ignored(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Fence is ignored."""
+    """Who is fenced may still write."""
     fenced = isinstance(what, Orphaned) and facts.executor_fenced
     return apply(task_id, record, what, attrs.evolve(facts, executor_fenced=fenced))
 
@@ -42,7 +44,7 @@ def fence_is_ignored(
 def live_task_is_reaped(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Live task is reaped."""
+    """An orphan is ended without a look whether its executor is fenced."""
     fenced = isinstance(what, Orphaned) or facts.executor_fenced
     return apply(task_id, record, what, attrs.evolve(facts, executor_fenced=fenced))
 
@@ -50,7 +52,7 @@ def live_task_is_reaped(
 def cancel_is_lost_in_a_crash(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Cancel is lost in a crash."""
+    """An orphan is stopped although its cancel was accepted."""
     if isinstance(what, Orphaned) and record is not None:
         record = attrs.evolve(record, cancel_requested_at_ms=None)
     return apply(task_id, record, what, facts)
@@ -59,7 +61,7 @@ def cancel_is_lost_in_a_crash(
 def late_success_beats_a_cancel(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Late success beats a cancel."""
+    """A success completes the task although its cancel was accepted."""
     after = apply(task_id, record, what, facts)
     if isinstance(what, Finished) and isinstance(what.outcome, Success):
         return attrs.evolve(after, status=TaskStatus.COMPLETED)
@@ -69,7 +71,7 @@ def late_success_beats_a_cancel(
 def ended_task_is_resumed(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Ended task is resumed."""
+    """What has ended is resumed as if it were stopped."""
     if isinstance(what, AttemptStarted) and record is not None and record.has_ended:
         record = attrs.evolve(record, status=TaskStatus.STOPPED, executor_id=None)
     return apply(task_id, record, what, facts)
@@ -78,7 +80,7 @@ def ended_task_is_resumed(
 def resume_keeps_the_number(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Resume keeps the number."""
+    """A resume does not count: the attempt keeps its number."""
     after = apply(task_id, record, what, facts)
     if isinstance(what, AttemptStarted):
         return attrs.evolve(after, attempt=after.attempt - 1)
@@ -88,28 +90,28 @@ def resume_keeps_the_number(
 def collected_id_is_used_again(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Collected id is used again."""
+    """The id of a task that was collected starts another one."""
     return apply(task_id, record, what, attrs.evolve(facts, id_used=False))
 
 
 def key_starts_twice(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Key starts twice."""
+    """The same idempotency key starts a second task."""
     return apply(task_id, record, what, attrs.evolve(facts, key_used_by=None))
 
 
 def child_of_a_cancelled_parent_starts(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Child of a cancelled parent starts."""
+    """Below an accepted cancel a task is started."""
     return apply(task_id, record, what, attrs.evolve(facts, parent_cancelled=False))
 
 
 def refused_resume_changes_the_record(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Refused resume changes the record."""
+    """A resume merges its arguments before it is refused."""
     if isinstance(what, AttemptStarted) and record is not None:
         record.args.update(what.args)
     return apply(task_id, record, what, facts)
@@ -118,7 +120,7 @@ def refused_resume_changes_the_record(
 def late_cancel_is_accepted(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Late cancel is accepted."""
+    """A cancel of what has ended is accepted."""
     if isinstance(what, CancelRequested) and record is not None and record.status.is_terminal:
         return record
     return apply(task_id, record, what, facts)
@@ -127,7 +129,7 @@ def late_cancel_is_accepted(
 def late_cancel_tells_nothing(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Late cancel tells nothing."""
+    """A cancel that came too late is told that the task is stopped."""
     try:
         return apply(task_id, record, what, facts)
     except TaskNotRunning:
@@ -139,7 +141,7 @@ def late_cancel_tells_nothing(
 def stopped_task_cannot_be_cancelled(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Stopped task cannot be cancelled."""
+    """A cancel of what is stopped is refused."""
     if isinstance(what, CancelRequested) and record is not None and not record.executor_id:
         raise TaskNotRunning(task_id, record.status)
     return apply(task_id, record, what, facts)
@@ -148,7 +150,7 @@ def stopped_task_cannot_be_cancelled(
 def marked_orphan_is_lost(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Marked orphan is lost."""
+    """An orphan whose cancel was accepted cannot be ended."""
     if isinstance(what, Orphaned) and record is not None and record.cancel_accepted:
         raise TaskNotRunning(task_id, record.status)
     return apply(task_id, record, what, facts)
@@ -157,7 +159,7 @@ def marked_orphan_is_lost(
 def loser_is_told_a_wrong_status(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Loser is told a wrong status."""
+    """Who loses a resume is told that the task has failed."""
     try:
         return apply(task_id, record, what, facts)
     except TaskNotStopped:
@@ -167,7 +169,7 @@ def loser_is_told_a_wrong_status(
 def executor_stays_named(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Executor stays named."""
+    """A success leaves its executor in the record."""
     after = apply(task_id, record, what, facts)
     if isinstance(what, Finished) and isinstance(what.outcome, Success):
         return attrs.evolve(after, executor_id=what.executor_id)
@@ -177,7 +179,7 @@ def executor_stays_named(
 def unknown_task_is_started(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Unknown task is started."""
+    """What refuses a start is forgotten when it is tried."""
     try:
         return apply(task_id, record, what, facts)
     except Refused:
@@ -189,7 +191,7 @@ def unknown_task_is_started(
 def progress_survives_a_resume(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Progress survives a resume."""
+    """A resume keeps the progress of the attempt before."""
     after = apply(task_id, record, what, facts)
     if isinstance(what, AttemptStarted) and record is not None:
         return attrs.evolve(after, progress=record.progress)
@@ -199,7 +201,7 @@ def progress_survives_a_resume(
 def failure_is_a_stop(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Failure is a stop."""
+    """A failed attempt stops its task."""
     after = apply(task_id, record, what, facts)
     return attrs.evolve(after, status=TaskStatus.STOPPED) if after.status == "failed" else after
 
@@ -207,7 +209,7 @@ def failure_is_a_stop(
 def resume_is_not_compared(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Resume is not compared."""
+    """A resume follows whatever attempt is the last, not the one it names."""
     if isinstance(what, AttemptStarted) and record is not None:
         what = attrs.evolve(what, expected_attempt=record.attempt)
     return apply(task_id, record, what, facts)
@@ -216,7 +218,7 @@ def resume_is_not_compared(
 def running_task_is_resumed(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Running task is resumed."""
+    """What runs is resumed."""
     if isinstance(what, AttemptStarted) and record is not None and record.executor_id:
         record = attrs.evolve(record, status=TaskStatus.STOPPED, executor_id=None)
     return apply(task_id, record, what, facts)
@@ -225,6 +227,54 @@ def running_task_is_resumed(
 def checkpoint_is_lost_in_a_resume(
     task_id: str, record: TaskRecord | None, what: Event, facts: Facts
 ) -> TaskRecord:
-    """Checkpoint is lost in a resume."""
+    """A resume begins without the checkpoint."""
     after = apply(task_id, record, what, facts)
     return attrs.evolve(after, checkpoint=None) if isinstance(what, AttemptStarted) else after
+
+
+PROMISES: list[tuple[Apply, str]] = [
+    (late_end_is_taken, "promises 1 and 4"),
+    (fence_is_ignored, "promise 4"),
+    (live_task_is_reaped, "promise 6"),
+    (cancel_is_lost_in_a_crash, "promise 5"),
+    (late_success_beats_a_cancel, "promise 5"),
+    (ended_task_is_resumed, "promise 3"),
+    (resume_keeps_the_number, "promise 3"),
+    (collected_id_is_used_again, "promise 3"),
+    (key_starts_twice, "promise 3"),
+    (child_of_a_cancelled_parent_starts, "promise 5"),
+    (refused_resume_changes_the_record, "promise 2"),
+    (late_cancel_is_accepted, "promise 3"),
+    (late_cancel_tells_nothing, "promise 5"),
+    (stopped_task_cannot_be_cancelled, "promise 5"),
+    (marked_orphan_is_lost, "promise 6"),
+    (loser_is_told_a_wrong_status, "promise 7"),
+    (executor_stays_named, "executor_id is set"),
+    (running_task_is_resumed, "promise 1"),
+]
+TABLE: list[tuple[Apply, str]] = [
+    (unknown_task_is_started, "the table of the lifecycle says"),
+    (progress_survives_a_resume, "progress is Progress.*, not None; the table"),
+    (failure_is_a_stop, "status is .*; the table"),
+    (checkpoint_is_lost_in_a_resume, "checkpoint is None, not .*; the table"),
+    (resume_is_not_compared, "the table of the lifecycle says .*StaleAttempt"),
+]
+
+
+def judged_by_the_table(bug: Apply) -> type[LifecycleMachine]:
+    """Return the machine of an `apply`, as whoever wrote that would write it."""
+
+    class Planted(LifecycleMachine):
+        apply = staticmethod(bug)
+
+    return Planted
+
+
+def judged_by_the_promises(bug: Apply) -> type[LifecycleMachine]:
+    """Return a machine that leaves what the table says to the promises."""
+
+    class Planted(judged_by_the_table(bug)):  # type: ignore[misc]
+        def check_against_table(self, step: LifecycleStep) -> None:
+            """Leave it to the promises."""
+
+    return Planted
