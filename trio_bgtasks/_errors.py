@@ -7,9 +7,16 @@ applied is unknown until the record has been read back.
 
 from __future__ import annotations
 
+import copyreg
+from typing import Any
+
 
 class TaskError(Exception):
-    """Root of all errors of this library."""
+    """Root of all errors of this library; they can be pickled and copied."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Make it again without ``__init__``, which takes other arguments than the text."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class ManagerClosed(TaskError):

@@ -15,12 +15,16 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from tests.property.machines import MemoryMachine
 from tests.stores.make_schema_db import DATA
 from trio_bgtasks import MemoryTaskStore, SqliteTaskStore, TaskStore
 from trio_bgtasks.testing import FaultyStore, TaskStoreMachine
+
+from .store_process import RemoteStore, open_remotely
 
 
 class WrappedMachine(MemoryMachine):
@@ -48,7 +52,9 @@ class SqliteMachine(TaskStoreMachine):
 
     async def kill(self, place: Path, executor_ids: Sequence[str]) -> Path:
         copy = place.parent.parent / str(int(place.parent.name) + 1)
-        shutil.copytree(place.parent, copy)
+        with contextlib.closing(sqlite3.connect(place, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")  # the copy is of one moment
+            shutil.copytree(place.parent, copy)
         return copy / place.name
 
     async def corrupt(self, place: Path, task_id: str) -> None:
@@ -58,17 +64,44 @@ class SqliteMachine(TaskStoreMachine):
             )
 
 
+class KilledMachine(SqliteMachine):
+    """The same in processes that are killed with SIGKILL, whatever they do at that moment."""
+
+    cancelled_is_not_applied = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open: list[RemoteStore] = []
+
+    @asynccontextmanager
+    async def open_store(self, place: Path) -> AsyncIterator[TaskStore]:
+        async with open_remotely(place) as store:
+            self._open.append(store)
+            yield cast("TaskStore", store)
+
+    async def kill(self, place: Path, executor_ids: Sequence[str]) -> Path:
+        for store in self._open:
+            store.kill()
+        self._open.clear()
+        return place
+
+
 class MigratedMachine(SqliteMachine):
     """The same in a file that another version of the library wrote; its rows are not the model's.
 
     That its rows are read as they were is shown in ``tests/stores/test_sqlite_schema.py``.
     """
 
+    written: Path
+
     @staticmethod
     def empty(place: Path) -> None:
         """Delete what is in the file, and keep the file."""
         with contextlib.closing(sqlite3.connect(place)) as connection:
-            for table in ("tasks", "task_events", "task_output", "notices", "executors"):
+            tables = (
+                "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
+            )
+            for (table,) in connection.execute(tables).fetchall():
                 connection.execute(f"DELETE FROM {table}")
             connection.commit()
 
@@ -76,7 +109,7 @@ class MigratedMachine(SqliteMachine):
     def new_place(self) -> Iterator[Path]:
         with super().new_place() as place:
             place.parent.mkdir()
-            shutil.copyfile(DATA / "schema_v1.db", place)
+            shutil.copyfile(self.written, place)
             self.empty(place)
             yield place
 
@@ -84,16 +117,30 @@ class MigratedMachine(SqliteMachine):
 TestMemory = MemoryMachine.TestCase
 TestWrapped = WrappedMachine.TestCase
 TestSqlite = SqliteMachine.TestCase
-TestMigrated = MigratedMachine.TestCase
+TestKilled = KilledMachine.TestCase
 
 
-def deepen(case: type[unittest.TestCase], share: float) -> None:
+def share(part: float) -> settings:
+    """Return a share of the profile's examples."""
+    return settings(max_examples=int(settings().max_examples * part), stateful_step_count=25)
+
+
+def deepen(case: type[unittest.TestCase], part: float) -> None:
     """Give a machine its share of the profile's examples."""
-    examples = int(settings().max_examples * share)
-    cast("Any", case).settings = settings(max_examples=examples, stateful_step_count=25)
+    cast("Any", case).settings = share(part)
 
 
 deepen(TestMemory, 1.0)
 deepen(TestWrapped, 0.1)
 deepen(TestSqlite, 0.25)
-deepen(TestMigrated, 0.05)
+deepen(TestKilled, 0.1)
+
+
+@pytest.mark.parametrize("file", sorted(DATA.glob("schema_v*.db")), ids=lambda file: file.stem)
+def test_a_migrated_file_keeps_them_too(file: Path) -> None:
+    """Of every version that there ever was."""
+
+    class Machine(MigratedMachine):
+        written = file
+
+    run_state_machine_as_test(Machine, settings=share(0.05))

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -20,15 +19,13 @@ import attrs
 import pytest
 import trio
 
+from tests.forks import FORKS
 from tests.processes import until
 from trio_bgtasks._lifecycle import CancelRequested
 from trio_bgtasks.stores import LeaseTerms, SqliteTaskStore
 from trio_bgtasks.stores.sqlite import inspect_file
 
 from . import storm
-
-FORKS = multiprocessing.get_context("forkserver")  # the imports are paid for once, not 40 times
-FORKS.set_forkserver_preload([storm.__name__])
 
 
 @attrs.frozen

@@ -1,4 +1,4 @@
-"""The writes of a store, made and played on the model; and how they are told to people."""
+"""The writes of a store, made and played on the model; and how calls are told to people."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from trio_bgtasks import (
     TaskStore,
     TaskSummary,
 )
+from trio_bgtasks.stores import SweepReport
 
 from ._store_model import StoreModel
 
 MANY = 1000  # more than there is of anything in one example
+OWNERS = ("ann", "bob", "éva")
+KEEP_BYTES = 64  # of each output log
 
 
 # ---- calls --------------------------------------------------------------------------------------
 
 
 class Call(Protocol):
-    """One write of a store."""
+    """One call of a store."""
 
     @property
     def method(self) -> str:
@@ -118,6 +121,28 @@ class Collect:
 
 
 @attrs.frozen
+class Sweep:
+    """A sweep; unlike the other calls it is several transactions."""
+
+    executor_id: str
+    at_ms: int
+    suspect: str | None
+    method = "sweep"
+
+    def __str__(self) -> str:
+        return f"sweep(suspect={self.suspect!r})"
+
+    async def make(self, store: TaskStore) -> Any:
+        """See `Call.make`."""
+        return await store.sweep(self.executor_id, self.at_ms, suspect=self.suspect)
+
+    def play(self, model: StoreModel, answer: Any) -> SweepReport:
+        """See `Call.play`; what several sweeps at once share among them is for the caller."""
+        del answer
+        return model.sweep(self.executor_id, self.at_ms, self.suspect)
+
+
+@attrs.frozen
 class Unsaid:
     """What stands for an answer that there is none."""
 
@@ -130,8 +155,9 @@ def fields(thing: object) -> tuple[attrs.Attribute[Any], ...]:
     return attrs.fields(kind) if attrs.has(kind) else ()
 
 
-def brief(thing: Any) -> str:
+def brief(thing: Any) -> str:  # noqa: PLR0911 - a table
     """Return a text for people: of a record and a notice what matters, else what is no default."""
+    parts: Any = thing
     match thing:
         case Unsaid():
             return thing.why
@@ -141,11 +167,15 @@ def brief(thing: Any) -> str:
             return f"{thing.task_id}: {thing.status}, attempt {thing.attempt}"
         case Notice():
             return f"notice {thing.notice_id} of {brief(thing.summary)}"
+        case dict():
+            return f"{{{', '.join(f'{key!r}: {brief(value)}' for key, value in parts.items())}}}"
+        case list():
+            return f"[{', '.join(map(brief, parts))}]"
         case _ if not fields(thing):
             return repr(thing)
         case _:
             shown = [
-                f"{field.name}={value!r}"
+                f"{field.name}={brief(value)}"
                 for field in fields(thing)
                 if (value := getattr(thing, field.name)) not in (field.default, {})
             ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import attrs
+import hypothesis.strategies as st
 import trio
 from hypothesis import note
+from hypothesis.stateful import precondition
 
 from trio_bgtasks import LeaseTerms, TaskStore, TaskStoreError
 
@@ -16,15 +18,22 @@ from . import _store_view as view
 from ._faulty import Fault, FaultyStore
 from ._store_calls import MANY, Apply, Call, Collect, Unsaid, brief, spoil
 from ._store_model import StoreModel
+from ._store_reads import Disagreement, Read, look
 from ._store_view import broken
-from ._store_wishes import Fate, Scene, Wish
+from ._store_wishes import Fate, Scene, Wish, fates, wishes
 from ._trio_machine import TrioStateMachine
 
-_UNKNOWN: Any = Unsaid("none: it may have been applied")
-_NOT_APPLIED: Any = Unsaid("none: it was not applied")
+F = TypeVar("F", bound=Callable[..., Any])
+
+MOST_CLIENTS = 3
+_UNTIL_MADE = 2  # turns of the loop: calls are under way then
+
+UNKNOWN: Any = Unsaid("none: it may have been applied")
+LOST: Any = Unsaid("lost: it was applied")
+NOT_APPLIED: Any = Unsaid("none: it was not applied")
 
 
-class _Down(TaskStoreError):
+class Down(TaskStoreError):
     """What a call raises whose answer is lost."""
 
 
@@ -35,8 +44,9 @@ class Client:
     name: str
     store: TaskStore
     executor_id: str
+    gone: trio.Event  # it has closed the store
     leave: trio.Event = attrs.field(factory=trio.Event)
-    gone: trio.Event = attrs.field(factory=trio.Event)
+    dead: bool = False  # it hears no answer any more
 
 
 @attrs.define(eq=False)
@@ -47,7 +57,7 @@ class Made:
     call: Call
     fate: Fate = "answered"
     steps: int = 0  # before it is cancelled
-    answer: Any = _NOT_APPLIED
+    answer: Any = NOT_APPLIED
 
     def __str__(self) -> str:
         how = "" if self.fate == "answered" else f" ({self.fate})"
@@ -62,6 +72,11 @@ class Request:
     steps: int = 0
 
 
+CLIENTS = st.integers(0, MOST_CLIENTS - 1)
+STEPS = st.integers(0, 3) | st.integers(0, 30)
+REQUESTS = st.builds(Request, wish=wishes, client=CLIENTS, fate=fates, steps=STEPS)
+
+
 class StoreClients(TrioStateMachine):
     """What a `TaskStoreMachine` does, without its rules."""
 
@@ -74,26 +89,31 @@ class StoreClients(TrioStateMachine):
 
         It is open until the example has ended.
         """
-        raise NotImplementedError
+        self._miss("new_place", "a context manager of a fresh path, database or store")
 
     def open_store(self, place: Any) -> AbstractAsyncContextManager[TaskStore]:
         """Return an async context manager of a store at ``place``, new or not.
 
         Several are open at once; each is used by one executor, as if by a process of its own.
         """
-        raise NotImplementedError
+        self._miss("open_store", f"an async context manager of a store at the place {place!r}")
 
     async def kill(self, place: Any, executor_ids: Sequence[str]) -> Any:
         """Leave behind what is there when all processes that use ``place`` are killed now.
 
         Return the place where others go on, perhaps a copy: from now on a sweep there must find
-        these executors dead. The stores at ``place`` are closed afterwards.
+        these executors dead. Calls may be under way: whatever they do after that must not be seen
+        there. They are cancelled, and the stores at ``place`` closed, when this returns.
         """
-        raise NotImplementedError
+        del executor_ids
+        self._miss("kill", f"what is left at {place!r} when its processes are killed")
 
     async def corrupt(self, place: Any, task_id: str) -> None:
         """Damage the stored record of ``task_id`` so that it cannot be read."""
-        raise NotImplementedError
+        self._miss("corrupt", f"to damage the record of {task_id!r} at {place!r}")
+
+    def _miss(self, method: str, what: str) -> NoReturn:
+        raise NotImplementedError(f"{type(self).__name__} needs a method {method}: {what}")
 
     # ---- coming and going ---------------------------------------------------------------------
 
@@ -120,28 +140,60 @@ class StoreClients(TrioStateMachine):
     def _now_ms(self) -> int:
         return 1_000_000 + int(self._clock.current_time() * 1000)  # also in a store's thread
 
-    async def _be_a_client(self, name: str, task_status: trio.TaskStatus[Client]) -> None:
-        async with (
-            self.open_store(self._place) as store,
-            store.executor(LeaseTerms(), self._now_ms) as executor,
-        ):
-            client = Client(name, store, executor.executor_id)
-            task_status.started(client)
-            await client.leave.wait()
-        client.gone.set()
+    async def _be_a_client(
+        self, name: str, fate: Fate, task_status: trio.TaskStatus[Client | None]
+    ) -> None:
+        gone = trio.Event()
+        async with self.open_store(self._place) as store:
+            faulty = _with_fate(store, fate, "executor")
+            try:
+                async with faulty.executor(LeaseTerms(), self._now_ms) as executor:
+                    client = Client(name, store, executor.executor_id, gone)
+                    task_status.started(client)
+                    await client.leave.wait()
+            except* Down:  # a nursery of the store may have wrapped it
+                task_status.started(None)
+        gone.set()
 
-    async def _join(self) -> None:
+    async def _join(self, fate: Fate = "answered") -> None:
         name = f"client {self._joined}"
         self._joined += 1
-        client: Client = await self.run.nursery.start(self._be_a_client, name, name=name)
-        self._clients.append(client)
-        self._model.executors[client.executor_id] = "alive"
+        client: Client | None = await self.run.nursery.start(
+            self._be_a_client, name, fate, name=name
+        )
+        if client is not None:
+            self._clients.append(client)
+            self._model.executors[client.executor_id] = "alive"
 
-    async def _leave(self, client: Client, *, dead: bool = False) -> None:
+    async def _join_in_vain(self, fate: Fate, steps: int) -> None:
+        """Register an executor that nobody hears of: it is none, or has said goodbye."""
+        async with trio.open_nursery() as nursery:
+            if fate == "cancelled":
+                nursery.start_soon(_cancel_after, steps, nursery.cancel_scope)
+            await self._join(fate)
+            nursery.cancel_scope.cancel()
+
+    async def _leave(self, client: Client) -> None:
         self._clients.remove(client)
         client.leave.set()
         await client.gone.wait()
-        self._model.executors[client.executor_id] = "dead" if dead else "fenced"
+        self._model.executors[client.executor_id] = "dead" if client.dead else "fenced"
+
+    async def _kill_all(self, under_way: Sequence[Made], steps: int) -> None:
+        """Kill all clients in the middle of these calls; one opens the store again."""
+        victims = list(self._clients)
+        async with trio.open_nursery() as nursery:
+            for one in under_way:
+                nursery.start_soon(self._make, one)
+            for _ in range(_UNTIL_MADE + steps):
+                await trio.lowlevel.checkpoint()
+            for client in victims:
+                client.dead = True
+            self._place = await self.kill(self._place, [one.executor_id for one in victims])
+            nursery.cancel_scope.cancel()
+        for client in victims:
+            await self._leave(client)
+        await self._join()
 
     def _one(self, number: int) -> Client:
         return self._clients[number % len(self._clients)]
@@ -152,7 +204,9 @@ class StoreClients(TrioStateMachine):
     def _made(self, request: Request) -> Made:
         call = request.wish.call(self._scene(request.client))
         if isinstance(call, Collect) and request.fate != "answered":
-            call = attrs.evolve(call, limit=MANY)  # or nobody knows which ones went
+            # Or nobody knows which ones went.
+            before_ms = 0 if self._model.corrupt else call.before_ms
+            call = attrs.evolve(call, limit=MANY, before_ms=before_ms)
         return Made(self._one(request.client), call, request.fate, request.steps)
 
     async def _alone(self, wish: Wish, client: int = 0) -> None:
@@ -161,31 +215,34 @@ class StoreClients(TrioStateMachine):
     async def _together(self, made: list[Made]) -> None:
         """Make the calls at the same time, and find the order that explains what they did."""
         await self._pass_time()
+        await self._at_once(made)
+        await self._settle(made)
+
+    async def _at_once(self, made: Iterable[Made]) -> None:
         async with trio.open_nursery() as nursery:
             for one in made:
                 nursery.start_soon(self._make, one)
-        await self._settle(made)
 
     async def _pass_time(self) -> None:
         await trio.sleep(0.001)  # so that not everything ends at the same millisecond
         self._model.step += 1
 
     async def _make(self, made: Made) -> None:
-        store = FaultyStore(made.client.store)
-        if made.fate in ("fails before", "answer lost"):
-            fault: Fault = "before" if made.fate == "fails before" else "after"
-            store.break_down(made.call.method, fault=fault, error=_Down)
+        store = _with_fate(made.client.store, made.fate, made.call.method)
         async with trio.open_nursery() as nursery:
             if made.fate == "cancelled":
                 nursery.start_soon(_cancel_after, made.steps, nursery.cancel_scope)
             await trio.lowlevel.checkpoint()
-            made.answer = _NOT_APPLIED if self.cancelled_is_not_applied else _UNKNOWN
+            promised = self.cancelled_is_not_applied and made.fate == "cancelled"
+            made.answer = NOT_APPLIED if promised else UNKNOWN
             try:
-                made.answer = await made.call.make(store)
-            except _Down:
-                made.answer = _NOT_APPLIED if made.fate == "fails before" else _UNKNOWN
+                answer = await made.call.make(store)
+            except Down:
+                answer = NOT_APPLIED if made.fate == "fails before" else LOST
             except Exception as error:  # noqa: BLE001 - it is compared with what is expected
-                made.answer = error
+                answer = error
+            if not made.client.dead:
+                made.answer = answer
             nursery.cancel_scope.cancel()
 
     async def _settle(self, made: list[Made]) -> None:
@@ -195,9 +252,11 @@ class StoreClients(TrioStateMachine):
         note(what)
         orders = list(_orders(self._model, made))
         if not orders:
-            promise = view.ATOMIC if len(made) > 1 else view.ANSWERED
-            raise broken(promise, f"{what}\n{self._explanation(made)}")
+            raise broken(*self._explanation(what, made))
         touched = {one.call.task_id for one in made if isinstance(one.call, Apply)}
+        touched |= {one.call.about for one in made if isinstance(one.call, Read)} & {
+            *self._model.records
+        }
         for model in orders:
             touched |= model.records.keys() ^ self._model.records.keys()
         seen = await self._look(orders, touched)
@@ -211,25 +270,28 @@ class StoreClients(TrioStateMachine):
         else:
             assert wrong is not None
             promise, why = wrong
-            if any(one.fate == "cancelled" and one.answer is _NOT_APPLIED for one in made):
+            if any(one.fate == "cancelled" and one.answer is NOT_APPLIED for one in made):
                 promise = f"{promise}; {view.CANCELLED}"
             raise broken(promise, f"{why}\nafter this:\n{what}")
         for one in made:
             spoil(one.answer)
 
-    def _explanation(self, made: list[Made]) -> str:
+    def _explanation(self, what: str, made: list[Made]) -> tuple[str, str]:
         """Say what would have been answered in the order in which the calls are listed."""
+        promise = view.ATOMIC if len(made) > 1 else view.ANSWERED
         model = self._model.copy()
-        lines = ["no order of them explains the answers; in this one they would be:"]
+        lines = [what, "no order of them explains the answers; in this one they would be:"]
         for one in made:
-            if one.answer is not _NOT_APPLIED:
+            if one.answer is not NOT_APPLIED:
                 expected = _play(model, one)
-                wrong = view.difference(expected, one.answer) if one.answer is not _UNKNOWN else ""
+                wrong = None if _is_unsaid(one) else view.difference(expected, one.answer)
                 lines.append(f"  {one.client.name}: {wrong or 'as it was'}")
-        return "\n".join(lines)
+                if len(made) == 1 and isinstance(expected, Disagreement):
+                    promise = expected.promise
+        return promise, "\n".join(lines)
 
     async def _look(self, models: Sequence[StoreModel], touched: Iterable[str]) -> view.View:
-        return await view.look(self._one(self._model.step).store, models, touched)
+        return await look(self._one(self._model.step).store, models, touched)
 
     async def _check(self, after: str) -> view.View:
         """Look at everything in the store; it must be as the model says."""
@@ -250,15 +312,33 @@ async def _cancel_after(steps: int, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
+def can(name: str) -> Callable[[F], F]:
+    """Let a rule be used where a subclass says how."""
+
+    def overridden(self: StoreClients) -> bool:
+        return getattr(type(self), name) is not getattr(StoreClients, name)
+
+    return precondition(overridden)
+
+
+def _with_fate(store: TaskStore, fate: Fate, method: str) -> TaskStore:
+    faulty = FaultyStore(store)
+    if fate in ("fails before", "answer lost"):
+        fault: Fault = "before" if fate == "fails before" else "after"
+        faulty.break_down(method, fault=fault, error=Down)
+    return faulty
+
+
 def _orders(model: StoreModel, made: Sequence[Made]) -> Iterator[StoreModel]:
     """Yield what the model becomes in every order of the calls that explains their answers."""
-    done = [one for one in made if one.answer is not _NOT_APPLIED]
-    if all(one.answer is _UNKNOWN for one in done):
+    done = [one for one in made if one.answer is not NOT_APPLIED]
+    done = [one for one in done if not (_is_unsaid(one) and isinstance(one.call, Read))]
+    if all(one.answer is UNKNOWN for one in done):
         yield model.copy()  # none of them was applied
     for one in done:
         tried = model.copy()
         expected = _play(tried, one)
-        if one.answer is _UNKNOWN:
+        if _is_unsaid(one):
             explained = not isinstance(expected, Exception)  # a refusal changes nothing
         else:
             explained = view.difference(expected, one.answer) is None
@@ -268,6 +348,10 @@ def _orders(model: StoreModel, made: Sequence[Made]) -> Iterator[StoreModel]:
 
 def _play(model: StoreModel, made: Made) -> Any:
     try:
-        return made.call.play(model, None if made.answer is _UNKNOWN else made.answer)
+        return made.call.play(model, None if _is_unsaid(made) else made.answer)
     except Exception as error:  # noqa: BLE001 - it is compared with what was raised
         return error
+
+
+def _is_unsaid(made: Made) -> bool:
+    return isinstance(made.answer, Unsaid)

@@ -28,6 +28,7 @@ from trio_bgtasks import (
     TaskSummary,
     apply,
 )
+from trio_bgtasks.stores import SweepReport
 
 Life: TypeAlias = Literal["alive", "dead", "fenced"]
 """Of an executor: "dead" went without a goodbye, and no sweep has found it yet."""
@@ -227,6 +228,24 @@ class StoreModel:
         fenced = dead if suspect is None else dead & {suspect}
         self.executors.update(dict.fromkeys(fenced, "fenced"))
         return fenced
+
+    def sweep(self, executor_id: str, at_ms: int, suspect: str | None) -> SweepReport:
+        """Fence the dead and end their tasks; return the report, its lists in any order."""
+        fenced = sorted(self.fence(suspect))
+        ended: list[tuple[str, str]] = []
+        damaged: list[CorruptRecord] = []
+        for record in self.orphans(suspect):
+            if record.task_id in self.corrupt:
+                damaged.append(CorruptRecord(record.task_id, "it was damaged"))
+                continue
+            self.apply(record.task_id, Orphaned(at_ms, record.executor_id or "", record.attempt))
+            ended.append((record.task_id, record.owner_thread_id))
+        own = [
+            (record.task_id, record.attempt)
+            for record in self.records.values()
+            if record.executor_id == executor_id and suspect is None
+        ]
+        return SweepReport(fenced, ended, damaged, own)
 
     # ---- reading ------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ examples are.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import attrs
 import hypothesis.strategies as st
@@ -33,12 +33,11 @@ from trio_bgtasks import (
     ThreadMessageRef,
 )
 
-from ._store_calls import MANY, Acknowledge, Apply, Call, Collect
+from ._store_calls import KEEP_BYTES, MANY, OWNERS, Acknowledge, Apply, Call, Collect
 from ._store_model import StoreModel
+from ._store_reads import Read, Reading
 
-OWNERS = ("ann", "bob", "éva")
 KEYS = ("key", "KEY")
-KEEP_BYTES = 64
 
 # JSON that encodings like to change.
 VALUES: tuple[dict[str, Any], ...] = (
@@ -63,7 +62,7 @@ _BYTES = _TEXT.encode()
 
 
 Who: TypeAlias = Literal["its own", "mine", "a fenced one"]
-Fate: TypeAlias = Literal["answered", "cancelled", "fails before", "answer lost"]
+Fate: TypeAlias = Literal["answered", "cancelled", "fails before", "answer lost", "killed"]
 
 
 @attrs.frozen
@@ -273,6 +272,37 @@ class Clear:
         return Collect(self.owner, scene.now_ms - self.older_ms, self.limit)
 
 
+@attrs.frozen
+class Ask:
+    """A look at a task, at its owner or at the caller's own executor."""
+
+    what: Reading
+    task: int
+    owner: str
+    key: str
+
+    def call(self, scene: Scene, /) -> Call:
+        """See `Wish.call`."""
+        what, (about, _) = self.what, scene.task(self.task)
+        match what:
+            case "load_by_key":
+                return Read(what, self.owner, self.key)
+            case "list_owner":
+                about = self.owner
+            case "notices":
+                told = [notice.owner for notice in scene.model.notices] or [self.owner]
+                about = told[self.task % len(told)]
+            case "owners":
+                about = ""
+            case "cancel_marks":
+                about = scene.me
+            case "history" | "read_output" if about in scene.model.corrupt:
+                what = "load"  # what else there is of it is the store's
+            case _:
+                pass
+        return Read(what, about)
+
+
 def _attempt(record: TaskRecord | None, late: int) -> int:
     return (1 if record is None else record.attempt) - late
 
@@ -357,6 +387,13 @@ collections = st.builds(
     owner=st.none() | _owners,
     older_ms=_mostly(0, 1, 3),
     limit=_mostly(MANY, 1, 2),
+)
+reads = st.builds(
+    Ask,
+    what=st.sampled_from(get_args(Reading)),
+    task=_mostly(0, 1, 2, 3, times=1),
+    owner=_owners,
+    key=st.sampled_from(KEYS),
 )
 events: st.SearchStrategy[Wish] = st.one_of(starts, ends, writes, cancels, resumes, claims)
 wishes: st.SearchStrategy[Wish] = st.one_of(

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import attrs
@@ -17,6 +17,7 @@ from trio_bgtasks import (
     CheckpointSaved,
     Event,
     Finished,
+    LeaseTerms,
     MemoryTaskStore,
     Notice,
     Orphaned,
@@ -27,7 +28,8 @@ from trio_bgtasks import (
     TaskRecord,
     TaskStatus,
 )
-from trio_bgtasks.stores import RecordPage, SweepReport
+from trio_bgtasks._lifecycle import JournalLine, journal_line
+from trio_bgtasks.stores import ExecutorHandle, RecordPage, SweepReport, wall_clock_ms
 from trio_bgtasks.testing import TaskStoreMachine
 
 
@@ -266,6 +268,117 @@ class CountsPassedOver(MemoryTaskStore):
         return [notice for notice in found if notice.background or not background_only]
 
 
+class DiesInTheMiddle(MemoryTaskStore):
+    """Writes the record, and the journal a moment later: who is killed in between has half of it.
+
+    Whoever is only cancelled waits for both.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._half_done: list[tuple[list[JournalLine], JournalLine]] = []
+
+    def _save(self, before: TaskRecord | None, event: Event, after: TaskRecord) -> None:
+        super()._save(before, event, after)
+        line = journal_line(before, event, after)
+        if line is not None:
+            self._half_done.append((self._journal[after.task_id], line))
+
+    async def apply(self, task_id: str, event: Event) -> TaskRecord:
+        record = self._apply(task_id, event)
+        with trio.CancelScope(shield=True):
+            await trio.lowlevel.checkpoint()
+        self._half_done.clear()
+        return record
+
+    async def sweep(self, *args: Any, **options: Any) -> SweepReport:
+        report = await super().sweep(*args, **options)
+        self._half_done.clear()
+        return report
+
+    def crash(self, executor_id: str) -> None:
+        super().crash(executor_id)
+        for journal, line in self._half_done:
+            journal.remove(line)
+        self._half_done.clear()
+
+
+class CommitsTooLate(MemoryTaskStore):
+    """Answers, and commits with the next call: who is killed before has forgotten it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._undo: list[tuple[str, TaskRecord]] = []
+
+    async def apply(self, task_id: str, event: Event) -> TaskRecord:
+        before = self._records.get(task_id)
+        self._undo.clear()
+        record = self._apply(task_id, event)
+        if before is not None and isinstance(event, CheckpointSaved):
+            self._undo.append((task_id, before))
+        return record
+
+    def crash(self, executor_id: str) -> None:
+        super().crash(executor_id)
+        self._records.update(self._undo)
+
+
+class SweepsByHalf(MemoryTaskStore):
+    """Leaves the tasks of the dead to the sweep that found them, also if that was cut off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._found: set[str] = set()
+
+    async def sweep(
+        self, executor_id: str, at_ms: int, *, suspect: str | None = None
+    ) -> SweepReport:
+        now = trio.current_time()
+        mine = {n for n, e in self._executors.items() if e.is_dead(now) and suspect in (None, n)}
+        self._found |= mine
+        report = await super().sweep(executor_id, at_ms, suspect=suspect)
+        await trio.lowlevel.checkpoint()
+        self._found -= mine
+        ended = [pair for name in mine for pair in self._end_orphans(name, at_ms)]
+        return attrs.evolve(report, ended=[*report.ended, *ended])
+
+    def _end_orphans(self, suspect: str | None, at_ms: int) -> list[tuple[str, str]]:
+        names = set(self._running.values()) if suspect is None else {suspect}
+        ended = [super(SweepsByHalf, self)._end_orphans(n, at_ms) for n in names - self._found]
+        return [pair for pairs in ended for pair in pairs]
+
+
+class TakesAwayWhatItShows(MemoryTaskStore):
+    """Whoever goes away before he is shown his notices has read them."""
+
+    async def notices(
+        self, owner_thread_id: str, *, limit: int = 200, background_only: bool = False
+    ) -> list[Notice]:
+        found = await super().notices(owner_thread_id, limit=limit, background_only=background_only)
+        try:
+            await _a_slow_disk()
+        except trio.Cancelled:
+            await super().acknowledge(owner_thread_id, [notice.notice_id for notice in found])
+            raise
+        return found
+
+
+class RegistersForEver(MemoryTaskStore):
+    """An executor that goes away while it is registered has not said goodbye."""
+
+    @asynccontextmanager
+    async def executor(
+        self, terms: LeaseTerms, clock_ms: Callable[[], int] = wall_clock_ms
+    ) -> AsyncGenerator[ExecutorHandle, None]:
+        async with super().executor(terms, clock_ms) as executor:
+            try:
+                await trio.lowlevel.checkpoint()
+            except trio.Cancelled:
+                self.crash(executor.executor_id)
+                raise
+            yield executor
+
+
 PLANTED: list[tuple[type[MemoryTaskStore], str]] = [
     (LastWriteWins, "one transaction|nothing else is|the journal has"),
     (DropsANotice, "every ended attempt is announced"),
@@ -291,6 +404,11 @@ PLANTED: list[tuple[type[MemoryTaskStore], str]] = [
     (NumbersFromTheCount, "sequence numbers grow"),
     (MixesUpZeros, "one transaction|answered as the lifecycle says"),
     (CountsPassedOver, "every ended attempt is announced"),
+    (DiesInTheMiddle, "the journal has"),
+    (CommitsTooLate, "nothing else is|one transaction"),
+    (SweepsByHalf, "a sweep ends|one transaction|answered as"),
+    (TakesAwayWhatItShows, "every ended attempt is announced"),
+    (RegistersForEver, "a sweep ends"),
 ]
 
 
@@ -303,3 +421,8 @@ def machine_for(store: type[MemoryTaskStore]) -> type[TaskStoreMachine]:
             yield store()
 
     return Planted
+
+
+async def _a_slow_disk() -> None:
+    for _ in range(4):
+        await trio.lowlevel.checkpoint()
