@@ -35,6 +35,12 @@ class WrappedMachine(MemoryMachine):
         yield FaultyStore(place)
 
 
+def copy_if_there(source: str, target: str) -> None:
+    """Copy a file; a sweep that is under way may remove a lock that nobody needs any more."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copyfile(source, target)
+
+
 class SqliteMachine(TaskStoreMachine):
     """The SQLite store: its place is a file, and a copy of that file is what a kill leaves."""
 
@@ -54,7 +60,7 @@ class SqliteMachine(TaskStoreMachine):
         copy = place.parent.parent / str(int(place.parent.name) + 1)
         with contextlib.closing(sqlite3.connect(place, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")  # the copy is of one moment
-            shutil.copytree(place.parent, copy)
+            shutil.copytree(place.parent, copy, copy_function=copy_if_there)
         return copy / place.name
 
     async def corrupt(self, place: Path, task_id: str) -> None:
