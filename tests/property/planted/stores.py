@@ -404,7 +404,7 @@ PLANTED: list[tuple[type[MemoryTaskStore], str]] = [
     (NumbersFromTheCount, "sequence numbers grow"),
     (MixesUpZeros, "one transaction|answered as the lifecycle says"),
     (CountsPassedOver, "every ended attempt is announced"),
-    (DiesInTheMiddle, "the journal has"),
+    (DiesInTheMiddle, "the journal has|nothing else is"),
     (CommitsTooLate, "nothing else is|one transaction"),
     (SweepsByHalf, "a sweep ends|one transaction|answered as"),
     (TakesAwayWhatItShows, "every ended attempt is announced"),
