@@ -23,8 +23,8 @@ from ._simulated import SimulationStore as SimulationStore
 from ._simulated import virtual_clock_ms as virtual_clock_ms
 from ._store_machine import TaskStoreMachine as TaskStoreMachine
 from ._tool_machine import BackgroundToolMachine as BackgroundToolMachine
-from ._trio_machine import Deadlock as Deadlock
-from ._trio_machine import Livelock as Livelock
-from ._trio_machine import TrioRun as TrioRun
 from ._trio_machine import TrioStateMachine as TrioStateMachine
 from ._trio_machine import in_trio as in_trio
+from ._trio_run import Deadlock as Deadlock
+from ._trio_run import Livelock as Livelock
+from ._trio_run import TrioRun as TrioRun

@@ -22,7 +22,7 @@ from trio_bgtasks import (
     ToolResult,
 )
 
-from ._trio_machine import place_of
+from ._trio_run import place_of
 
 T = TypeVar("T")
 ToolT = TypeVar("ToolT")

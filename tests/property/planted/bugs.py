@@ -17,7 +17,7 @@ from trio_bgtasks.testing import (
     LifecycleMachine,
     RuntimeMachine,
     TaskStoreMachine,
-    _trio_machine,
+    _trio_run,
 )
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -93,7 +93,7 @@ def _bugs(
 
 
 def _tool(tool: type[tools.Count], patch: pytest.MonkeyPatch) -> Machine:
-    patch.setattr(_trio_machine, "TURNS", 10_000)  # for those that would spin for ever
+    patch.setattr(_trio_run, "TURNS", 10_000)  # for those that would spin for ever
     return tools.machine_for(tool)
 
 
