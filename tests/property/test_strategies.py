@@ -289,6 +289,17 @@ SCHEMAS: list[dict[str, Any]] = [
     {"allOf": [properties("a", a={"type": "string"}), properties("b", b={"type": "null"})]},
     {"anyOf": [properties("a", a={"const": 1}), properties("b", b={"const": 2})]},
     {**properties("undeclared"), "unevaluatedProperties": True},
+    properties("a", a={"type": "string", "pattern": r"^\d{4}-\d{2}$", "maxLength": 7}),
+    properties("a", a={"type": "string", "pattern": r"^\p{L}"}),
+    properties("a", a={"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}),
+    {"patternProperties": {"^x-": {"type": "integer"}}, "additionalProperties": False},
+    {"propertyNames": {"pattern": "^[a-z]+$"}, "minProperties": 1},
+    {
+        "$id": "https://example.com/s",
+        **properties("a", a={"$ref": "https://example.com/s#/$defs/b"}),
+        "$defs": {"b": {"type": "boolean"}},
+    },
+    properties("n", n={"type": "integer"}, child={"anyOf": [{"$ref": "#"}, {"type": "null"}]}),
     TREE,
 ]
 

@@ -5,6 +5,8 @@ That it finds every planted fault is in ``test_planted.py``.
 
 from __future__ import annotations
 
+import ast
+import inspect
 from typing import Any
 
 import attrs
@@ -14,18 +16,28 @@ import trio
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.property.planted.tools import Count, IgnoresItsCheckpoint, machine_for
+from tests.property.planted import tools
+from tests.property.planted.tools import (
+    BlocksTheLoop,
+    Count,
+    IgnoresItsCheckpoint,
+    machine_for,
+)
 from trio_bgtasks import (
     BackgroundExecutable,
     BackgroundExecution,
     Failed,
+    InvalidArguments,
+    Rejected,
     Stopped,
     Success,
     TaskResult,
+    ToolCallContext,
     ToolDescriptor,
+    ToolResult,
     background_tool,
 )
-from trio_bgtasks.testing import BackgroundToolMachine
+from trio_bgtasks.testing import BackgroundToolMachine, _tool_machine, strategies
 from trio_bgtasks.tools import ShellTool
 
 QUICK = settings(
@@ -48,6 +60,22 @@ def test_what_is_said_names_the_tool_and_what_it_was_given() -> None:
     assert said.startswith("IgnoresItsCheckpoint ignores its checkpoint: ")
     assert "\n  arguments: {'limit': " in said
     assert "\n  attempt 1: " in said
+
+
+def test_the_planted_tools_and_their_machine_know_public_names_only() -> None:
+    """What finds them here finds such a tool of anybody's."""
+    for node in ast.walk(ast.parse(inspect.getsource(tools))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trio_bgtasks"):
+            assert node.module in ("trio_bgtasks", "trio_bgtasks.testing")
+            assert not [name for name in node.names if name.name.startswith("_")]
+
+
+def test_a_tool_that_blocks_the_loop_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be interrupted while it works without an await."""
+    monkeypatch.setattr(_tool_machine, "BLOCKS_S", 0.5)
+    text = r"BlocksTheLoop is not cancellable: it blocks the loop: for 0.\d s"
+    with pytest.raises(AssertionError, match=text):
+        run_state_machine_as_test(machine_for(BlocksTheLoop), settings=QUICK)
 
 
 def test_a_tool_is_interrupted_at_each_await_in_each_way() -> None:
@@ -173,7 +201,7 @@ def without_duration(outcome: TaskResult) -> TaskResult:
 class FinishingMachine(BackgroundToolMachine):
     """A tool that keeps its arguments to itself, has another name for the id, and must finish."""
 
-    arguments = st.fixed_dictionaries({"secret": st.text(max_size=3)})
+    arguments = st.fixed_dictionaries({"secret": strategies.texts()})
     finishes_when_cancelled = True
 
     def make_tool(self) -> BackgroundExecutable[Any]:
@@ -229,12 +257,8 @@ class Forgetful(FinishingMachine):
         return {"ticket": task_id}
 
 
-class WithoutArguments(BackgroundToolMachine):
-    """Somebody forgot them."""
-
-
 class WithoutTool(BackgroundToolMachine):
-    arguments = st.just({})
+    """Somebody forgot it."""
 
 
 @pytest.mark.parametrize(
@@ -243,7 +267,6 @@ class WithoutTool(BackgroundToolMachine):
         (Refused, AssertionError, "finishing refuses a call with the arguments drawn: Invalid"),
         (Unfinished, AssertionError, "swallows trio.Cancelled"),
         (Forgetful, AssertionError, 'refuses .*"secret" is a required property'),
-        (WithoutArguments, TypeError, "WithoutArguments needs `arguments`"),
         (WithoutTool, NotImplementedError, "WithoutTool needs a method make_tool"),
     ],
 )
@@ -253,6 +276,40 @@ def test_a_machine_that_was_set_up_wrong_says_so(
     """What its author left out, or does not hold for the tool, is named."""
     with pytest.raises(error, match=text):
         run_state_machine_as_test(machine, settings=QUICK)
+
+
+def test_arguments_are_drawn_by_the_schema_of_the_tool() -> None:
+    """Nobody has to say them; what its check or a hook of it refuses is no finding, but drawn anew."""
+    seen: set[int] = set()
+
+    class Few(Count):
+        def descriptor(self) -> ToolDescriptor:
+            limit: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 5}
+            properties = {"limit": limit, "task_id": {"type": "string"}}
+            schema: dict[str, Any] = {"type": "object", "properties": properties}
+            return ToolDescriptor("few", "few", "", {**schema, "required": ["limit"]})
+
+        def validate_args(self, args: Any) -> None:
+            super().validate_args(args)
+            if args["limit"] == 5:
+                raise InvalidArguments("5 is too much")
+
+        def prepare_background(
+            self, args: dict[str, Any], ctx: ToolCallContext, /, *, is_resume: bool
+        ) -> None:
+            if args["limit"] == 4:
+                raise Rejected(ToolResult.error("few", "4 is too much"))
+
+        async def count(self, args: dict[str, Any], execution: BackgroundExecution) -> Any:
+            seen.add(args["limit"])
+            return await super().count(args, execution)
+
+    class Machine(BackgroundToolMachine):
+        def make_tool(self) -> BackgroundExecutable[Any]:
+            return Few()
+
+    run_state_machine_as_test(Machine, settings=settings(QUICK, max_examples=20))
+    assert 1 < len(seen & {0, 1, 2, 3}) == len(seen)
 
 
 RightMachine = machine_for(Count)  # the tool from which the wrong ones differ

@@ -40,9 +40,9 @@ def arguments(parameters: Mapping[str, Any]) -> SearchStrategy[dict[str, Any]]:
 
     ``parameters`` is the JSON Schema of a `ToolDescriptor`. What comes out has passed the check of
     `Tool.validate_args`. Made on purpose is what schemas of tools are made of: types, ``enum``,
-    ``const``, properties, items, bounds, patterns, local references, ``anyOf``, ``oneOf``,
-    ``allOf``. What further keywords forbid is drawn and thrown away, so Hypothesis may complain of
-    much filtering.
+    ``const``, properties and their names, items, bounds, patterns, local references, ``anyOf``,
+    ``oneOf``, ``allOf``. What further keywords forbid is drawn and thrown away, so Hypothesis may
+    complain of much filtering.
 
     Raises:
         InternalError: ``parameters`` is not a valid JSON Schema; when the first value is drawn.
@@ -107,7 +107,7 @@ class _Maker:
 
     def _target(self, reference: str) -> Any:
         found: Any = self._root
-        for step in unquote(reference).split("/")[1:]:
+        for step in unquote(reference.partition("#")[2]).split("/")[1:]:
             found = found[step.replace("~1", "/").replace("~0", "~")]
         return found
 
@@ -145,11 +145,17 @@ class _Maker:
         known = {name: self.values(schema) for name, schema in properties.items()}
         needed = {name: known.get(name, self.values(other)) for name in required}
         optional = {name: how for name, how in known.items() if name not in needed}
-        named = st.fixed_dictionaries(needed, optional=optional)
+        named: SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(needed, optional=optional)
+        for pattern, schema in part.get("patternProperties", {}).items():
+            matching = st.dictionaries(_matching(pattern), self.values(schema), max_size=2)
+            named = st.tuples(matching, named).map(lambda both: {**both[0], **both[1]})
         if other is False:
             return named
         low, high = part.get("minProperties", 0), part.get("maxProperties", len(known) + 2)
-        names = texts().filter(lambda name: name not in properties)
+        names = texts()
+        if "propertyNames" in part:
+            names = self.values(_merged({"type": "string"}, part["propertyNames"]))
+        names = names.filter(lambda name: name not in properties)
         more = st.dictionaries(
             names,
             self.values(other),
@@ -204,6 +210,8 @@ def _integers(part: _Schema) -> SearchStrategy[int]:
         low = max(low, part["exclusiveMinimum"] // 1 + 1)
     if "exclusiveMaximum" in part:
         high = min(high, -(-part["exclusiveMaximum"] // 1) - 1)
+    if low > high:
+        return st.nothing()
     step = part.get("multipleOf", 1)
     if step == int(step):
         return st.integers(-(-low // step), high // step).map(lambda n: int(n * step))
@@ -216,15 +224,25 @@ def _numbers(part: _Schema) -> SearchStrategy[float]:
         return st.integers(-1000, 1000).map(lambda n: n * step)
     low = part.get("minimum", part.get("exclusiveMinimum"))
     high = part.get("maximum", part.get("exclusiveMaximum"))
+    above, below = part.get("exclusiveMinimum"), part.get("exclusiveMaximum")
     floats = st.floats(low, high, allow_nan=False, allow_infinity=False)
-    return floats | _integers(part)
+    return floats.filter(lambda n: n not in (above, below)) | _integers(part)
 
 
 def _strings(part: _Schema) -> SearchStrategy[str]:
     low, high = part.get("minLength", 0), part.get("maxLength")
     if "pattern" in part:
-        matching = st.from_regex(re.compile(part["pattern"]), alphabet=storable())
-        return matching.filter(
+        return _matching(part["pattern"]).filter(
             lambda text: low <= len(text) and (high is None or len(text) <= high)
         )
     return st.text(storable(), min_size=low, max_size=max(low, 20) if high is None else high)
+
+
+def _matching(pattern: str) -> SearchStrategy[str]:
+    """Return texts that match, as JSON Schema reads a pattern: its digits and letters are ASCII."""
+    if pattern.endswith("$") and not pattern.endswith(r"\$"):
+        pattern = pattern[:-1] + r"\Z"  # Python's own lets a line break follow
+    try:
+        return st.from_regex(re.compile(pattern, re.ASCII), alphabet=storable())
+    except re.error:  # in another dialect: drawn until one matches
+        return texts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -81,6 +82,7 @@ class Process:
     stop: trio.Event = attrs.field(factory=trio.Event)
     ended: trio.Event = attrs.field(factory=trio.Event)
     crashed: bool = False
+    threads: set[threading.Thread] = attrs.field(factory=lambda: set(threading.enumerate()))
     manager: BackgroundTaskManager = attrs.field(init=False)
     tool: BackgroundCapable = attrs.field(init=False)
     name: str = attrs.field(init=False)

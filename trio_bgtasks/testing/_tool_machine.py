@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 import uuid
 from contextlib import suppress
 from typing import Any, NoReturn, cast
 
 import hypothesis.strategies as st
 import trio
+from hypothesis import assume
 from hypothesis.stateful import precondition, rule
 
 from trio_bgtasks import (
     RUN_IN_BACKGROUND_PARAM,
     BackgroundExecutable,
+    InvalidArguments,
     TaskNotRunning,
     TaskResult,
     TaskStatus,
     ToolError,
 )
 
+from ._arguments import arguments as strategy_for
 from ._processes import MARK, Marked
 from ._tool_calls import HOWS, OWNER, Call, How, Process, Task, outcome_of
 from ._tool_watch import SPINS, Attempt, NotingStore, watched
@@ -36,6 +40,10 @@ ATTEMPTS = 100
 TOLD = 5
 # After this the lease of a process that crashed has run out.
 LEASE_S = 60.0
+# A step that takes longer, in real time, blocks the loop, however busy this machine is.
+BLOCKS_S = 2.0
+# So long, in real time, a thread may take to end that was told to.
+THREAD_S = 1.0
 
 
 class BackgroundToolMachine(TrioStateMachine):
@@ -47,18 +55,18 @@ class BackgroundToolMachine(TrioStateMachine):
     it again. Checked is that
 
     * it is *cancellable*: it ends within ``bound_s`` wherever it was interrupted, passes
-      `trio.Cancelled` on, and raises nothing else instead;
-    * it *leaves nothing*: no Trio task that it started is alive when its body has ended, and, on
-      the real clock, no process;
+      `trio.Cancelled` on, raises nothing else instead, and blocks the loop at no time;
+    * it *leaves nothing*: no Trio task or thread that it started is alive when its body has ended,
+      and, on the real clock, no process;
     * it is *resumable*: after interruptions it ends as it does without; and it never saves a
       checkpoint that lies before the one it was given;
     * its outcomes are JSON, it leaves its arguments as they were, and it does the same in the
       foreground.
 
-    Subclass it, say how to make the tool and which arguments it takes, and run its ``TestCase``::
+    Subclass it, say how to make the tool, and run its ``TestCase``::
 
         class CountMachine(BackgroundToolMachine):
-            arguments = st.fixed_dictionaries({"limit": st.integers(0, 5)})
+            arguments = st.fixed_dictionaries({"limit": st.integers(0, 5)})  # else by its schema
 
             def make_tool(self) -> BackgroundExecutable[Any]:
                 return count
@@ -66,16 +74,21 @@ class BackgroundToolMachine(TrioStateMachine):
         TestCount = CountMachine.TestCase
 
     The clock is virtual. A tool that waits for processes or threads needs the real one:
-    ``virtual_time = False``, and then crashes are left out. What the tool does outside (files,
-    requests) has to be faked by `make_tool`; it is called once for each simulated process.
+    ``virtual_time = False``. Crashes are left out then: a simulated one ends the body by a
+    cancellation, so its clean-up would end the processes that a killed runtime leaves to others.
+    What the tool does outside (files, requests) has to be faked by `make_tool`; it is called once
+    for each simulated process. A process that clears its environment is not found.
 
     Raises:
         AssertionError: the tool breaks one of these promises; the text says which, and at which
             step of which attempt.
     """
 
-    arguments: st.SearchStrategy[dict[str, Any]]
-    """What the tool is called with. It has to end with it by itself, within 3000 s of its time."""
+    arguments: st.SearchStrategy[dict[str, Any]] | None = None
+    """What the tool is called with. It has to end with it by itself, within 3000 s of its time.
+
+    None: whatever its schema allows and neither its `validate_args` nor a hook of it refuses.
+    """
 
     bound_s: float = 5.0
     """Seconds that the tool may take for its clean-up."""
@@ -111,8 +124,6 @@ class BackgroundToolMachine(TrioStateMachine):
 
     async def set_up(self) -> None:
         """See `TrioStateMachine`."""
-        if not hasattr(self, "arguments"):
-            raise TypeError(f"{type(self).__name__} needs `arguments`: what to call the tool with")
         # What outlives the crash of a process does so in real time, too, which is not simulated.
         self._hows: list[How] = [how for how in HOWS if self.virtual_time or how != "crash"]
         self._marked = Marked(uuid.uuid4().hex)
@@ -133,7 +144,8 @@ class BackgroundToolMachine(TrioStateMachine):
     @in_trio
     async def run_undisturbed(self, data: st.DataObject) -> None:
         """See what the tool does when nothing gets in its way."""
-        self._arguments = data.draw(self.arguments, label="arguments")
+        drawn = arguments_of(self.make_tool()) if self.arguments is None else self.arguments
+        self._arguments = data.draw(drawn, label="arguments")
         task = Task()
         await self._run_to_its_end(task)
         self._steps, self._checkpoints = task.steps, task.saved
@@ -150,7 +162,9 @@ class BackgroundToolMachine(TrioStateMachine):
         """Interrupt one run after the other, each a step later; resume each."""
         how: How = data.draw(st.sampled_from(self._untried), label="how")
         self._untried.remove(how)
-        for at in range(0, self._steps + 1, 1 + self._steps // STEPS_TRIED):
+        stride = 1 + self._steps // STEPS_TRIED
+        first = data.draw(st.integers(0, stride - 1), label="from step") if stride > 1 else 0
+        for at in range(first, self._steps + 1, stride):
             task = Task()
             await self._run(task, how=how, at=at)
             await self._end(task)
@@ -234,6 +248,7 @@ class BackgroundToolMachine(TrioStateMachine):
             with trio.move_on_after(RUN_S):
                 await attempt.news.wait()
             if call.refused is not None:
+                assume(self.arguments is not None or bool(task.story))  # else others are drawn
                 self._fail(task, f"refuses a call with the arguments drawn: {call.refused}")
             if not attempt.news.is_set():
                 self._fail(task, f"does not end: after {RUN_S:.0f} s it waits {attempt.where()}")
@@ -246,6 +261,7 @@ class BackgroundToolMachine(TrioStateMachine):
         self._check(task, attempt, how)
         if not self.virtual_time:
             await self._check_processes(task)
+        self._check_threads(task, process)
 
     async def _interrupt(
         self, task: Task, attempt: Attempt, process: Process, how: How | None
@@ -305,7 +321,11 @@ class BackgroundToolMachine(TrioStateMachine):
                 f"swallows trio.Cancelled: it received it {attempt.heard[0]}, and succeeds all "
                 "the same; let it pass on (finishes_when_cancelled = True if it did its work)",
             )
-        error = _other_than((trio.Cancelled, *self.may_raise), attempt.raised)
+        if attempt.blocked_s > BLOCKS_S:
+            what = f"blocks the loop: for {attempt.blocked_s:.1f} s {attempt.blocker}".rstrip()
+            self._fail(task, f"is not cancellable: it {what}")
+        interrupted = how is not None and _while_cancelled(attempt.raised)
+        error = _other_than(() if interrupted else self.may_raise, attempt.raised)
         if error is not None and how != "crash":  # whose calls are refused, too
             when = "" if how is None else " when it is interrupted"
             self._fail(task, f"raises {type(error).__name__}{when}: {error}", error)
@@ -320,6 +340,15 @@ class BackgroundToolMachine(TrioStateMachine):
         if left := self._marked.alive():
             self._marked.kill()
             self._fail(task, f"leaves processes behind: {'; '.join(left.values())}")
+
+    def _check_threads(self, task: Task, process: Process) -> None:
+        left = set(threading.enumerate()) - process.threads
+        left = {thread for thread in left if not thread.name.startswith("Trio thread")}
+        for thread in left:
+            thread.join(THREAD_S)
+        process.threads |= left
+        if names := sorted(thread.name for thread in left if thread.is_alive()):
+            self._fail(task, f"leaves threads behind: {', '.join(names)}")
 
     def _check_outcome(self, task: Task) -> None:
         error = task.record.error or ""
@@ -348,10 +377,36 @@ class BackgroundToolMachine(TrioStateMachine):
         raise AssertionError("\n".join([f"{name} {broken}", *story])) from cause
 
 
+def arguments_of(tool: BackgroundExecutable[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Return arguments by the schema of a tool that start a task of it."""
+
+    def without_id(args: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in args.items() if name != "task_id"}
+
+    def starts(args: dict[str, Any]) -> bool:
+        try:
+            tool.validate_args(args)
+        except InvalidArguments:
+            return False
+        return tool.task_id_from_args(args) is None
+
+    return strategy_for(tool.descriptor().parameters).map(without_id).filter(starts)
+
+
+def _while_cancelled(error: BaseException | None) -> bool:
+    """Was it raised by what handled a `trio.Cancelled`?"""
+    while error is not None:
+        error = error.__context__
+        if isinstance(error, trio.Cancelled):
+            return True
+    return False
+
+
 def _other_than(
     kinds: tuple[type[BaseException], ...], error: BaseException | None
 ) -> BaseException | None:
-    """Return what is no exception of these kinds of an error, or of a group of them."""
+    """Return what is no `Cancelled` or of these kinds, of an error, or of a group of them."""
+    kinds = (trio.Cancelled, *kinds)
     if isinstance(error, BaseExceptionGroup):
         return cast("BaseExceptionGroup[BaseException]", error).split(kinds)[1]
     return None if isinstance(error, kinds) else error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import contextmanager
@@ -66,6 +67,8 @@ class Attempt(trio.abc.Instrument):
         over: Set when the body has ended, or turns in circles without waiting for anything.
         news: Set when `struck` or `over` is.
         spins: Does it turn in circles?
+        blocked_s: The real time of its longest step.
+        blocker: Where it waited after that.
         returned: What it returned.
         raised: What it raised.
         heard: Where it received the `Cancelled` of the interruption.
@@ -100,6 +103,9 @@ class Attempt(trio.abc.Instrument):
         self.left: list[str] = []
         self.saved: list[Any] = []
         self.spins = False
+        self.blocked_s = 0.0
+        self.blocker = ""
+        self._stepped_at = 0.0
 
     @contextmanager
     def watching(self) -> Generator[None, None, None]:
@@ -128,6 +134,7 @@ class Attempt(trio.abc.Instrument):
         self._main = trio.lowlevel.current_task()
         self._tasks.add(self._main)
         self._coroutine = begun()
+        self._stepped_at = time.perf_counter()
         self._take_step()
         try:
             self.returned = await _overheard(self._coroutine, self._hold, self._hear)
@@ -189,9 +196,17 @@ class Attempt(trio.abc.Instrument):
         if task is not self._main:
             self._tasks.discard(task)
 
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """See `trio.abc.Instrument`."""
+        if task in self._tasks:
+            self._stepped_at = time.perf_counter()
+
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         """See `trio.abc.Instrument`."""
         if task in self._tasks:
+            took_s = time.perf_counter() - self._stepped_at
+            if took_s > self.blocked_s:
+                self.blocked_s, self.blocker = took_s, place_of(task.coro)
             self.steps += 1
             self._take_step()
 

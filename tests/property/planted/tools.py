@@ -6,6 +6,7 @@ Each one counts up to ``limit``, a checkpoint a number; `Count` is the one that 
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import hypothesis.strategies as st
@@ -14,6 +15,7 @@ import trio
 from trio_bgtasks import (
     BackgroundExecutable,
     BackgroundExecution,
+    ExecutionFailed,
     Stopped,
     Success,
     TaskResult,
@@ -182,6 +184,90 @@ class FailsToCleanUp(Count):
             opened.pop()
 
 
+class SwallowsTheThird(Count):
+    """Takes its third await, and no other, for one that cannot be interrupted."""
+
+    async def count(self, args: dict[str, Any], execution: BackgroundExecution) -> Any:
+        at, total = execution.checkpoint or (0, 0)
+        while at < args["limit"]:
+            at, total = at + 1, total + at + 1
+            try:
+                await trio.sleep(1)
+            except trio.Cancelled:
+                if at != 3:
+                    raise
+                return total
+            await execution.save_checkpoint([at, total])
+        return total
+
+
+class SwallowsAfterAResume(Count):
+    """Is careful the first time."""
+
+    async def work(self, number: int, execution: BackgroundExecution) -> None:
+        with trio.CancelScope(shield=execution.is_resume):
+            await trio.sleep(10)
+
+
+class RaisesWhenCancelled(Count):
+    """Reports a cancellation as its own failure, by an exception that tools may raise."""
+
+    async def work(self, number: int, execution: BackgroundExecution) -> None:
+        try:
+            await super().work(number, execution)
+        except BaseException as error:
+            raise ExecutionFailed(f"it failed: {error}") from error
+
+
+class TrustsItsCheckpoint(Count):
+    """Was interrupted before it had one."""
+
+    async def count(self, args: dict[str, Any], execution: BackgroundExecution) -> Any:
+        if execution.is_resume:
+            _, _ = execution.checkpoint
+        return await super().count(args, execution)
+
+
+class DividesByTheAttempt(Count):
+    """Its result is no JSON once it was resumed."""
+
+    async def count(self, args: dict[str, Any], execution: BackgroundExecution) -> Any:
+        total = await super().count(args, execution)
+        return float("nan") if execution.is_resume else total
+
+
+class LeavesANursery(Count):
+    """Opens a nursery and never closes it."""
+
+    async def work(self, number: int, execution: BackgroundExecution) -> None:
+        nursery = await trio.open_nursery().__aenter__()
+        nursery.start_soon(trio.sleep, 1.5, name="child of the counter")
+        await super().work(number, execution)
+
+
+class LeavesAThread(Count):
+    """Logs in a thread that nobody ends."""
+
+    async def work(self, number: int, execution: BackgroundExecution) -> None:
+        threading.Thread(target=time.sleep, args=[3], name="log thread", daemon=True).start()
+        await super().work(number, execution)
+
+
+class BlocksTheLoop(Count):
+    """Works without Trio."""
+
+    async def work(self, number: int, execution: BackgroundExecution) -> None:
+        time.sleep(0.6)  # noqa: ASYNC251 - as planted
+        await super().work(number, execution)
+
+
+class LeavesAGrandchild(Count):
+    """Ends its process, and not what that has started in a session of its own."""
+
+    async def work(self, number: int, execution: BackgroundExecution) -> None:
+        await trio.run_process(["sh", "-c", "setsid sh -c 'sleep 601 >/dev/null 2>&1 &' &"])
+
+
 class ReturnsASet(Count):
     """Its result is no JSON."""
 
@@ -263,6 +349,14 @@ PLANTED: list[tuple[type[Count], str]] = [
     (NeverStopsTrying, "is not cancellable: .* swallows trio.Cancelled"),
     (ShieldsItsSleep, r"not cancellable: it still runs after 5 s, at tools.py:\d+ \(Shields.*work"),
     (WaitsInItsFinally, r"not cancellable: it still runs after 5 s, at tools.py:\d+ \(Waits.*work"),
+    (SwallowsTheThird, "swallows trio.Cancelled"),
+    (SwallowsAfterAResume, r"not cancellable: it still runs after 5 s, at tools.py:\d+ \(Swallows"),
+    (RaisesWhenCancelled, "raises ExecutionFailed when it is interrupted"),
+    (TrustsItsCheckpoint, "raises TypeError"),
+    (DividesByTheAttempt, "outcome that cannot be stored: result is not JSON"),
+    (LeavesANursery, "leaves Trio tasks behind: child of the counter"),
+    (LeavesAThread, "leaves threads behind: log thread"),
+    (LeavesAGrandchild, "leaves processes behind: .*sleep 601"),
     (FailsToCleanUp, "raises IndexError when it is interrupted: pop from empty list"),
     (ReturnsASet, r"outcome that cannot be stored: result is not JSON: \$: set"),
     (ReturnsNoOutcome, "outcome that cannot be stored: TypeError: the tool returned int"),
@@ -279,7 +373,7 @@ def machine_for(tool: type[Count]) -> type[BackgroundToolMachine]:
     """Return the machine of a tool, as its author would write it."""
 
     class Machine(BackgroundToolMachine):
-        virtual_time = tool is not LeavesAProcess
+        virtual_time = tool not in (LeavesAProcess, LeavesAGrandchild)
         bound_s = 5.0 if virtual_time else 0.1
         arguments = st.fixed_dictionaries({"limit": st.integers(0, 4)})
 
