@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
+import time
 import uuid
 from contextlib import suppress
 from typing import Any, NoReturn, cast
@@ -41,8 +42,8 @@ TOLD = 5
 # After this the lease of a process that crashed has run out.
 LEASE_S = 60.0
 # A step that takes longer, in real time, blocks the loop, however busy this machine is.
-BLOCKS_S = 2.0
-# So long, in real time, a thread may take to end that was told to.
+BLOCKS_S = 5.0
+# So long, in real time, threads may take to end that were told to.
 THREAD_S = 1.0
 
 
@@ -344,8 +345,9 @@ class BackgroundToolMachine(TrioStateMachine):
     def _check_threads(self, task: Task, process: Process) -> None:
         left = set(threading.enumerate()) - process.threads
         left = {thread for thread in left if not thread.name.startswith("Trio thread")}
+        until = time.monotonic() + THREAD_S
         for thread in left:
-            thread.join(THREAD_S)
+            thread.join(max(0.0, until - time.monotonic()))
         process.threads |= left
         if names := sorted(thread.name for thread in left if thread.is_alive()):
             self._fail(task, f"leaves threads behind: {', '.join(names)}")

@@ -249,7 +249,7 @@ class LeavesAThread(Count):
     """Logs in a thread that nobody ends."""
 
     async def work(self, number: int, execution: BackgroundExecution) -> None:
-        threading.Thread(target=time.sleep, args=[3], name="log thread", daemon=True).start()
+        threading.Thread(target=time.sleep, args=[60], name="log thread", daemon=True).start()
         await super().work(number, execution)
 
 
