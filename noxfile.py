@@ -32,6 +32,17 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *SIDE_BY_SIDE, *session.posargs)
 
 
+@nox.session(name="property-deep")
+def property_deep(session: nox.Session) -> None:
+    """Let the machines look ten times as deep as CI does, at new examples, and count their steps.
+
+    Arguments after ``--`` go to pytest.
+    """
+    session.install("-e", ".[cli,testing]", *groups("tests"))
+    deep = ("tests/property", "-m", "machine", "--hypothesis-profile", "nightly")
+    session.run("pytest", *SIDE_BY_SIDE, *deep, *session.posargs)
+
+
 @nox.session
 def floors(session: nox.Session) -> None:
     """Run the tests with every dependency, also of the extras, at its lower bound.

@@ -16,7 +16,9 @@ __all__ = ["manager", "store"]
 # No deadlines: they measure the machine.
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
-settings.register_profile("nightly", deadline=None, max_examples=1000)  # ten times the default
+settings.register_profile(  # ten times the others, and new examples every time
+    "nightly", deadline=None, max_examples=1000, derandomize=False, print_blob=True
+)
 settings.load_profile("ci" if "CI" in os.environ else "default")
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from hypothesis import seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.property.depth import seeds
 from trio_bgtasks.testing import LifecycleMachine
 from trio_bgtasks.testing._model import GUARDS, STATES, TABLE, broken_guards, event_name, state_name
 
 ROUNDS = 20  # two or three will do: what is drawn goes by all modules, not by this one alone
 
 
+@pytest.mark.machine
 def test_every_transition_is_visited_and_is_the_tables() -> None:
     """No promise is broken, and every cell and every guard of the table was among what was tried."""
     cells: set[tuple[str, str, str]] = set()
@@ -28,7 +30,7 @@ def test_every_transition_is_visited_and_is_the_tables() -> None:
     all_cells = {(name, state, TABLE[name][state]) for name in TABLE for state in STATES}
     plain = {name: name.partition("(")[0].partition(" ")[0] for name in GUARDS}
     all_guards = {(plain[name], guard) for name in GUARDS for guard in GUARDS[name]}
-    for number in range(ROUNDS):
+    for number in seeds(ROUNDS):
         machine = seed(number)(Visiting)
         run_state_machine_as_test(machine, settings=settings(stateful_step_count=40))
         if all_cells <= cells and all_guards <= guards:

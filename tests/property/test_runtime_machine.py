@@ -6,6 +6,7 @@ import pytest
 from hypothesis import seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.property.depth import seeds
 from tests.property.machines import Runtime
 from trio_bgtasks import Event, Facts, TaskRecord, TaskStatus, apply
 from trio_bgtasks.stores import memory
@@ -27,6 +28,7 @@ def visited(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
     return seen
 
 
+@pytest.mark.machine
 def test_every_promise_is_kept_on_every_way(visited: set[tuple[str, str]]) -> None:
     """Our managers keep the promises; on the way, every transition of the table is visited.
 
@@ -38,7 +40,7 @@ def test_every_promise_is_kept_on_every_way(visited: set[tuple[str, str]]) -> No
         for state, answer in row.items()
         if answer in set(TaskStatus) or event in ("Orphaned", "AttemptStarted")
     }
-    for number in range(ROUNDS):
+    for number in seeds(ROUNDS):
         machine = seed(number)(Runtime)
         run_state_machine_as_test(machine, settings=settings(stateful_step_count=30))
         if wanted <= visited:

@@ -9,16 +9,14 @@ import contextlib
 import shutil
 import sqlite3
 import tempfile
-import unittest
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
-from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.property.depth import deep, depth
 from tests.property.machines import MemoryMachine
 from tests.stores.make_schema_db import DATA
 from trio_bgtasks import MemoryTaskStore, SqliteTaskStore, TaskStore
@@ -120,28 +118,13 @@ class MigratedMachine(SqliteMachine):
             yield place
 
 
-TestMemory = MemoryMachine.TestCase
-TestWrapped = WrappedMachine.TestCase
-TestSqlite = SqliteMachine.TestCase
-TestKilled = KilledMachine.TestCase
+TestMemory = deep(MemoryMachine, share=1.0, steps=25)
+TestWrapped = deep(WrappedMachine, share=0.1, steps=25)
+TestSqlite = deep(SqliteMachine, share=0.25, steps=25)
+TestKilled = deep(KilledMachine, share=0.1, steps=25)
 
 
-def share(part: float) -> settings:
-    """Return a share of the profile's examples."""
-    return settings(max_examples=int(settings().max_examples * part), stateful_step_count=25)
-
-
-def deepen(case: type[unittest.TestCase], part: float) -> None:
-    """Give a machine its share of the profile's examples."""
-    cast("Any", case).settings = share(part)
-
-
-deepen(TestMemory, 1.0)
-deepen(TestWrapped, 0.1)
-deepen(TestSqlite, 0.25)
-deepen(TestKilled, 0.1)
-
-
+@pytest.mark.machine
 @pytest.mark.parametrize("file", sorted(DATA.glob("schema_v*.db")), ids=lambda file: file.stem)
 def test_a_migrated_file_keeps_them_too(file: Path) -> None:
     """Of every version that there ever was."""
@@ -149,4 +132,4 @@ def test_a_migrated_file_keeps_them_too(file: Path) -> None:
     class Machine(MigratedMachine):
         written = file
 
-    run_state_machine_as_test(Machine, settings=share(0.05))
+    run_state_machine_as_test(Machine, settings=depth(share=0.05, steps=25))

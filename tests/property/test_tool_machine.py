@@ -16,6 +16,7 @@ import trio
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.property.depth import deep
 from tests.property.planted import tools
 from tests.property.planted.tools import (
     BlocksTheLoop,
@@ -313,11 +314,8 @@ def test_arguments_are_drawn_by_the_schema_of_the_tool() -> None:
 
 
 RightMachine = machine_for(Count)  # the tool from which the wrong ones differ
-for tested in (RightMachine, InvoiceMachine, FinishingMachine, NurseryMachine, ShellMachine):
-    tested.TestCase.settings = settings(deadline=None, max_examples=15, stateful_step_count=12)
-ShellMachine.TestCase.settings = settings(deadline=None, max_examples=2, stateful_step_count=6)
-TestRight = RightMachine.TestCase
-TestInvoices = InvoiceMachine.TestCase
-TestFinishing = FinishingMachine.TestCase
-TestNursery = NurseryMachine.TestCase
-TestShell = ShellMachine.TestCase
+TestRight = deep(RightMachine, share=0.15, steps=12)
+TestInvoices = deep(InvoiceMachine, share=0.15, steps=12)
+TestFinishing = deep(FinishingMachine, share=0.15, steps=12)
+TestNursery = deep(NurseryMachine, share=0.15, steps=12)
+TestShell = deep(ShellMachine, share=0.02, steps=6)
