@@ -49,6 +49,7 @@ from trio_bgtasks import (
     TaskStoreError,
     open_task_manager,
 )
+from trio_bgtasks.testing import CorruptibleStore
 
 Step = Callable[[], Awaitable[None]]
 
@@ -360,6 +361,38 @@ async def test_a_cancel_that_a_corrupt_record_cannot_take_is_let_go(
         assert manager.persistence_error(OWNER, "t") is None
     text = "task t: its cancel is lost: the stored record of task 't' is corrupt: not JSON"
     assert caplog.text.count(text) == 1
+
+
+async def test_a_cancel_that_lost_its_answer_and_cannot_be_read_back_ends_nothing_else(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It is refused, because the end took it along; that the store cannot say so harms nobody."""
+    store, calls = FaultyStore(), ("apply", "load")
+    async with open_task_manager(store) as manager:
+        await manager.start(request(task_id="other"), forever)
+        await manager.start(request(task_id="t"), forever)
+        store.break_down(*calls, fault="after")
+        await manager.cancel(OWNER, "t")
+        await trio.sleep(0.5)
+        store.repair()
+        await trio.sleep(6)
+        assert [t.status for t in await manager.list_tasks(OWNER)] == ["running", "cancelled"]
+
+
+async def test_what_is_live_is_cancelled_with_its_tree_although_its_record_is_corrupt(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A store fault never hides what is known to be live; who waits for its end is answered."""
+    store = CorruptibleStore()
+    with pytest.raises(TaskStoreError, match=r"1 ends not stored: child: .* corrupt"):
+        async with open_task_manager(store) as manager:
+            await manager.start(request(task_id="root"), forever)
+            await manager.start(request(task_id="child", parent_task_id="root"), forever)
+            store.corrupt("child")
+            tree = await manager.cancel_tree(OWNER, "root")
+            assert [summary.task_id for summary in tree.own] == ["root", "child"]
+            await trio.sleep(6)
+            assert_idle(manager)
 
 
 async def test_a_cancel_owed_to_a_start_that_is_refused_is_not_forgotten(

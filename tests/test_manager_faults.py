@@ -44,6 +44,7 @@ from trio_bgtasks import (
     open_task_manager,
 )
 from trio_bgtasks.stores import ExecutorHandle, wall_clock_ms
+from trio_bgtasks.testing import CorruptibleStore
 
 # ---- an outage -----------------------------------------------------------------------------------
 
@@ -430,3 +431,28 @@ async def test_closing_names_the_bodies_that_do_not_end(
         nursery.start_soon(let_go)
     assert caplog.text.count("closing still waits for the bodies of: t") == 3
     assert (await stored(store, "t")).status is TaskStatus.STOPPED
+
+
+async def test_an_end_that_a_corrupt_record_cannot_take_is_given_up(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who waits for it is answered, its owner can be closed and start again; the exit names it."""
+    store = CorruptibleStore()
+    with pytest.raises(TaskStoreError, match=r"1 ends not stored: bad: .* corrupt"):
+        async with open_task_manager(store) as manager:
+            await manager.start(request(task_id="bad"), forever)
+            await manager.start(request(task_id="good"), forever)
+            store.corrupt("bad")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_wait_in_vain, manager)
+                await trio.testing.wait_all_tasks_blocked()
+                with pytest.raises(TaskStoreError, match="1 ends of owner thread"):
+                    await manager.close_owner(OWNER)
+            assert [task.status for task in await manager.list_tasks(OWNER)] == ["stopped"]
+            await manager.start(request(task_id="next"), forever)
+    assert "task bad: its end is lost: the stored record of task 'bad' is corrupt" in caplog.text
+
+
+async def _wait_in_vain(manager: BackgroundTaskManager) -> None:
+    with pytest.raises(CorruptRecord):
+        await manager.wait(OWNER, "bad")

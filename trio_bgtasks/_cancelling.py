@@ -205,8 +205,9 @@ class _Tree:
             while after is not None:
                 page = await self._page(task_id, after)
                 for error in page.corrupt:
-                    log.error("not cancelled: %s", error, extra={"task_id": error.task_id})
-                found.update((error.task_id, None) for error in page.corrupt)
+                    if error.task_id not in found:  # what is live here can be cancelled
+                        log.error("not cancelled: %s", error, extra={"task_id": error.task_id})
+                        found[error.task_id] = None
                 found.update((record.task_id, record) for record in page.records)
                 after = page.next_after
         except Exception as error:  # noqa: BLE001 - what is live here is known without the store

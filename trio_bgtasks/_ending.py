@@ -33,7 +33,8 @@ class Ends:
     Attributes:
         finished: How many ends were stored.
         write_retries: How many writes of ends were repeated.
-        given_up: What the store refused, by task, to the end of the shutdown grace.
+        given_up: What was never stored, by task: the store refused it to the end of the shutdown
+            grace, or the record is corrupt.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Ends:
         if error is None:
             self.let_go(slot)
         else:
-            self._retry_later(slot, event, error)
+            self._retry_later(slot, event, _named(error))
 
     def unconfirmed(self, slot: Slot, attempt: int, error: BaseException) -> None:
         """End an attempt whose start may have been stored, but whose body was not run."""
@@ -124,7 +125,7 @@ class Ends:
             progress,
         )
 
-    async def _try_end(self, slot: Slot, event: Finished) -> str | None:
+    async def _try_end(self, slot: Slot, event: Finished) -> Exception | None:
         """Store the end; return None when it is settled, else why it is not."""
         try:
             if self._waits.at_once:
@@ -133,9 +134,9 @@ class Ends:
                 with self._waits.bound(self._config.write_grace_s, shield=True) as answer:
                     slot.note(await self._apply_end(slot, event))
                 if answer.cancelled_caught:
-                    return _NO_ANSWER
+                    return TaskStoreError(_NO_ANSWER)
         except Exception as failure:  # noqa: BLE001 - a store may fail in any way
-            return _named(failure)
+            return failure
         slot.end_error = None
         if slot.record is None or slot.record.status.is_terminal or slot.record.cancel_accepted:
             slot.mark_error = None
@@ -182,7 +183,10 @@ class Ends:
             if error is None:
                 self.let_go(slot)
                 return
-            self._note_unsaved(slot, event, error)
+            self._note_unsaved(slot, event, _named(error))
+            if isinstance(error, CorruptRecord):  # who waits for it is not to wait for ever
+                log.error("task %s: its end is lost: %s", slot.task_id, error, extra=slot.extra())
+                break
         self._give_up(slot)
 
     async def _retry_mark(self, slot: Slot) -> None:
@@ -214,7 +218,7 @@ class Ends:
         try:
             return await self._store.apply(slot.task_id, CancelRequested(at_ms))
         except Refused:  # it has ended: what was owed is not stored, nor will it be
-            record = await self._store.load(slot.task_id)  # if that fails, it is owed still
+            record = await self._store.load(slot.task_id)  # as long as that fails, it is owed
             slot.cancel_at_ms = None
             return record
 

@@ -231,8 +231,8 @@ class BackgroundTaskManager:
 
         Raises:
             RuntimeError: called from within a task that it would wait for.
-            TaskStoreError: the manager closed meanwhile and gave up ends that the store refused;
-                the text names those tasks.
+            TaskStoreError: ends were given up: the manager closed meanwhile and the store refused
+                them, or their records are corrupt; the text names those tasks.
         """
         check_id(owner_thread_id, "owner_thread_id")
         await trio.lowlevel.checkpoint()

@@ -19,7 +19,7 @@ from trio_bgtasks import (
     TaskStore,
 )
 from trio_bgtasks.stores import SweepReport
-from trio_bgtasks.testing import RuntimeMachine, TaskStoreMachine
+from trio_bgtasks.testing import CorruptibleStore, RuntimeMachine, TaskStoreMachine
 
 
 class MemoryMachine(TaskStoreMachine):
@@ -42,7 +42,7 @@ class MemoryMachine(TaskStoreMachine):
         return place
 
 
-class SweptInSteps(MemoryTaskStore):
+class SweptInSteps(CorruptibleStore):
     """Ends the tasks of the dead a moment after the fence, as a store does that has many of them.
 
     In between arrives what they wrote last: nothing of it may be taken.
@@ -75,5 +75,5 @@ class SweptInSteps(MemoryTaskStore):
 class Runtime(RuntimeMachine):
     """On a store that takes its time between the fence and the end of a dead machine's tasks."""
 
-    def make_store(self) -> MemoryTaskStore:
+    def make_store(self) -> CorruptibleStore:
         return SweptInSteps()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 

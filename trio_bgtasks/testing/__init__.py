@@ -4,6 +4,7 @@ Needs the extra ``trio_bgtasks[testing]``.
 """
 
 from . import strategies as strategies
+from ._corruptible import CorruptibleStore as CorruptibleStore
 from ._faulty import Fault as Fault
 from ._faulty import FaultyStore as FaultyStore
 from ._faulty import StoreWrapper as StoreWrapper

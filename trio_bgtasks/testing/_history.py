@@ -50,7 +50,8 @@ class Run:
         said: Its output.
         causes: Why the runtime may cancel it, beside an accepted cancel.
         lost: When its machine crashed.
-        suspended: When its machine was suspended; it may have been fenced since.
+        suspended: When its machine was suspended, or failed to store its end; it may have been
+            fenced since.
         outcome: What the body returned.
         raised: What the body raised; a `trio.Cancelled` was passed on.
         ended: When it returned or raised.
@@ -117,6 +118,7 @@ class TaskHistory:
         unsure: Attempts whose notice was handed out, but perhaps not acknowledged.
         answered: Attempts in the foreground whose caller was answered.
         collected: May its record be gone?
+        damaged: When its record was damaged: nobody can read it any more.
         ended_as: Its record, once that was terminal.
     """
 
@@ -136,6 +138,7 @@ class TaskHistory:
     unsure: set[int] = attrs.field(factory=set[int])
     answered: set[int] = attrs.field(factory=set[int])
     collected: bool = False
+    damaged: int | None = None
     ended_as: TaskRecord | None = None
 
     @property
@@ -165,6 +168,8 @@ class TaskHistory:
         if self.cancel_asked is not None:
             told = "" if self.cancel_accepted is None else f", accepted at {self.cancel_accepted}"
             lines.append(f"  cancel asked at {self.cancel_asked}{told}")
+        if self.damaged is not None:
+            lines.append(f"  record damaged at {self.damaged}")
         lines += [f"  told that attempt {n} is {status}" for n, status in self.told]
         lines += [f"  notice of attempt {n}: {', '.join(s)}" for n, s in self.announced.items()]
         return "\n".join(lines)
@@ -175,7 +180,8 @@ class History:
 
     `body` records what a tool sees, a `RecordedManager` what callers are answered. Several managers
     may be recorded into one history, each under a name of its own. What is done to a manager as a
-    whole is noted by hand, before it is done: `may_end` and `closed`, `lost`, `suspended`.
+    whole, or to a record, is noted by hand, before it is done: `may_end` and `closed`, `lost`,
+    `suspended`, `damaged`.
     """
 
     def __init__(self) -> None:
@@ -298,12 +304,19 @@ class History:
             if run.ended is None:
                 run.lost = now
 
-    def suspended(self, machine: str) -> None:
-        """Note that a machine is suspended: others may take it for dead from now on."""
+    def suspended(self, machine: str, *, since: int | None = None) -> None:
+        """Note that a machine is suspended: others may take it for dead from now on.
+
+        ``since``: from then on its store failed, so that what ended may not be stored.
+        """
         now = self.tick()
         for run in self.runs(machine):
-            if run.ended is None:
+            if run.ended is None or (since is not None and run.ended > since):
                 run.suspended = now
+
+    def damaged(self, task: TaskHistory) -> None:
+        """Note that the stored record of a task cannot be read any more."""
+        task.damaged = self.tick()
 
     def recovered(self, machine: str) -> None:
         """Note that a machine went on long ago: what runs there still was not taken for dead."""

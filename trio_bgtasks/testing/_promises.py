@@ -9,6 +9,7 @@ import attrs
 
 from trio_bgtasks import (
     Cancelled,
+    CorruptRecord,
     Failed,
     JournalEntry,
     Notice,
@@ -51,7 +52,9 @@ async def check_history(
     """
     for task in history.tasks.values():
         _check_order(task)
-        record = await store.load(task.task_id)
+        record = await _read(task, store)
+        if task.damaged is not None:
+            continue
         if record is None:
             _check_absent(task)
             continue
@@ -76,6 +79,19 @@ async def check_history(
 
 def _broken(promise: int, what: str, task: TaskHistory) -> NoReturn:
     raise AssertionError(f"promise {promise}: {what}\n{task}")
+
+
+async def _read(task: TaskHistory, store: TaskStore) -> TaskRecord | None:
+    """Promise 12: asked for by its id, a record that was damaged is called corrupt; no other is."""
+    try:
+        record = await store.load(task.task_id)
+    except CorruptRecord as error:
+        if task.damaged is None:
+            _broken(12, f"its record was not damaged, and is called so: {error}", task)
+        return None
+    if task.damaged is not None:
+        _broken(12, f"its record was damaged, and is read as {record!r}", task)
+    return record
 
 
 # ---- from what was seen alone -------------------------------------------------------------------
@@ -340,6 +356,7 @@ def _check_times(task: TaskHistory, run: Run, times: int, *, settled: bool) -> N
         return
     if times > 1:
         _broken(11, f"attempt {attempt} was announced, and is to be once more", task)
+    settled = settled and task.damaged is None
     if not times and settled and not answered and run.undisturbed and run.ended is not None:
         _broken(11, f"attempt {attempt} ended, and is never announced", task)
 

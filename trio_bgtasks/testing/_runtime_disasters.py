@@ -31,8 +31,7 @@ from ._runtime_world import TIDY_S, Host, Order
 from ._trio_machine import in_trio
 
 FAULTS: list[Fault] = ["before", "after", "hang", "hang after", "slow", "wait"]
-# But the sweep: nobody waits for it, so it may take for ever, and would then.
-CALLS = tuple(name for name in vars(TaskStore) if name != "sweep" and not name.startswith("_"))
+CALLS = tuple(name for name in vars(TaskStore) if not name.startswith("_"))
 ACTIONS = [
     *("start", "call", "resume", "cancel", "close owner", "take notices", "collect"),
     *("save", "say", "succeed", "fail", "stop", "raise"),
@@ -186,10 +185,11 @@ class DisasterRules(RuntimeStage):
     @rule(
         host=few,
         fault=st.sampled_from(FAULTS),
-        calls=st.sampled_from([("apply",), ("apply", "load"), CALLS]),
+        calls=st.sampled_from([("apply",), ("apply", "load"), ("sweep",), CALLS]),
         first=st.sampled_from([1, 1, 2, 3]),
         for_s=st.sampled_from([0.5, 3, 20]),
         what=st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=3),
+        end=st.sampled_from(["repair", "repair", "crash", "shut down"]),
         number=few,
     )
     @in_trio
@@ -201,22 +201,31 @@ class DisasterRules(RuntimeStage):
         first: int,
         for_s: float,
         what: list[str],
+        end: str,
         number: int,
     ) -> None:
-        """One machine's store is down, slow or loses answers, while something is done there."""
-        where, before = self.host(host), self.asked
+        """One machine's store is down, slow or loses answers, while something is done there.
+
+        It may get well again, or the machine crashes or is shut down before that.
+        """
+        where, before, since = self.host(host), self.asked, self.history.tick()
         self.world.disturbed()
         where.simulated.store.break_down(*calls, fault=fault, first=first)
         async with trio.open_nursery() as nursery:
             for action in what:
                 nursery.start_soon(self.try_to, action, where, number)
             await trio.sleep(for_s)
+            if end != "repair":
+                self.history.suspended(where.name, since=since)
+                await (self.world.crash if end == "crash" else self.leave)(where)
             where.simulated.store.repair()
+        if not self.world.open_hosts():
+            await self.world.boot()
         for call in where.calls:
             if call.task_id not in self.history.tasks:
                 call.scope.cancel()  # what was not answered by now never will be
-        for scope in where.waits if fault.startswith("hang") else ():
-            scope.cancel()  # the same
+        for waiter in where.waits if fault.startswith("hang") else ():
+            waiter.scope.cancel()  # the same
         await trio.sleep(30)  # ends are tried again, what was left behind is found
         await trio.testing.wait_all_tasks_blocked()
         self.world.disturbed()
@@ -226,6 +235,14 @@ class DisasterRules(RuntimeStage):
                 task = self.history.task(record.task_id, record.owner_thread_id)
                 task.resumable, task.parent = record.supports_resume, record.parent_task_id
                 self.doubtful.add(task.task_id)
+
+    async def leave(self, host: Host) -> None:
+        """Shut a machine down while its store fails: nothing runs there any more."""
+        with suppress(TaskStoreError):  # it says what is lost
+            await self.world.shut_down(host, unsaved=True)
+        for run in self.history.runs(host.name):
+            over = run.ended is not None or run.lost is not None
+            assert over, f"promise 10: {host.name} has closed, it runs\n{run.task}"
 
     async def try_to(self, action: str, host: Host, number: int) -> None:
         """Do something on a machine whose store may fail; any answer is allowed, no lie is."""
@@ -248,7 +265,7 @@ class DisasterRules(RuntimeStage):
                     task = newest(here or tasks, number)
                     await manager.cancel(task.owner, task.task_id)
                 case "close owner":
-                    await self.end_owner(host, owner)
+                    await manager.close_owner(owner)
                 case "take notices":
                     await manager.take_notices(owner)
                 case "collect":

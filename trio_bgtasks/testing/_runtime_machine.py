@@ -7,11 +7,12 @@ account of itself; the store is asked as the durable truth.
 
 from __future__ import annotations
 
+from ._runtime_damage import DamageRules
 from ._runtime_disasters import DisasterRules
 from ._runtime_rules import EverydayRules
 
 
-class RuntimeMachine(EverydayRules, DisasterRules):
+class RuntimeMachine(EverydayRules, DisasterRules, DamageRules):
     """Some machines on one store and some work to begin with; others come and go.
 
     All twelve promises are checked after every step, from what the tools and callers themselves

@@ -12,7 +12,7 @@ from hypothesis.stateful import precondition, rule
 from trio_bgtasks import (
     ParentCancelled,
     Refused,
-    TaskNotRunning,
+    TaskExists,
     UnknownTask,
 )
 
@@ -82,6 +82,26 @@ class EverydayRules(RuntimeStage):
                     await do(request, self.world.body(where))
                 raise AssertionError(f"promise 5: {task_id} was started below it\n{above}")
 
+    @precondition(some(lambda self: self.tasks))
+    @rule(host=few, task=few, key=st.booleans())
+    @in_trio
+    async def start_again(self, host: int, task: int, key: bool) -> None:  # noqa: FBT001
+        """An id starts one task for ever; so does the key of an owner, who is told which."""
+        where, chosen = self.host(host), newest(self.tasks, task)
+        record = await self.looked_at(where, chosen)
+        task_id = f"{chosen.task_id} again" if key else chosen.task_id
+        request = self.world.request(
+            task_id, chosen.owner, idempotency_key=self.world.key_of(chosen.task_id)
+        )
+        try:
+            summary = await where.manager.unrecorded.start(request, self.world.body(where))
+        except Refused as refusal:
+            named = isinstance(refusal, TaskExists) and chosen.task_id in str(refusal)
+            assert named, f"promise 3: refused by {refusal!r}\n{chosen}"  # noqa: PT017
+        else:
+            truth = None if record is None else record.summary()
+            assert summary == truth, f"promise 3: answered {summary!r}, true is {truth!r}"
+
     # ---- what bodies do --------------------------------------------------------------------------
 
     @rule(work=few, order=orders, then=st.sampled_from(["nothing", "resume", "cancel"]))
@@ -150,24 +170,7 @@ class EverydayRules(RuntimeStage):
     @in_trio
     async def cancel_tree(self, host: int, task: int) -> None:
         """Cancel a task and everything below it, whoever owns that."""
-        where, root = self.host(host), newest(self.tasks, task)
-        tree = await self.tree(root)
-        below = [t for t in tree if await self.can_be_cancelled(where, t)]
-        try:
-            answer = await where.manager.cancel_tree(root.owner, root.task_id)
-        except TaskNotRunning:
-            assert tree, f"promise 2: it is gone, and called terminal\n{root}"
-            assert not below, f"promise 5: nothing was cancelled below\n{root}"
-        except UnknownTask:
-            assert not tree, f"promise 2: it is called unknown\n{root}"
-        else:
-            own = sorted(t.task_id for t in below if t.owner == root.owner)
-            told = sorted(summary.task_id for summary in answer.own), answer.others
-            true = own, len(below) - len(own)
-            assert told == true, f"promise 5: the cancel reached {told}, not {true}\n{root}"
-            for one in below:
-                self.history.accepted(one)
-        await trio.testing.wait_all_tasks_blocked()
+        await self.cancel_tree_of(self.host(host), newest(self.tasks, task))
 
     @rule(host=few, owner=owners)
     @in_trio
@@ -251,6 +254,12 @@ class EverydayRules(RuntimeStage):
                 assert same, f"promise 8: {stranger} was told {error}"  # noqa: PT017
             else:
                 raise AssertionError(f"promise 8: {stranger} cancelled it\n{chosen}")
+
+    @rule(host=few, owner=owners)
+    @in_trio
+    async def look_at_them_all(self, host: int, owner: str) -> None:
+        """An owner is shown the tasks in order of creation."""
+        await self.look_at_all(self.host(host), owner)
 
     @precondition(some(lambda self: self.tasks))
     @rule(host=few, task=few)

@@ -14,7 +14,6 @@ from hypothesis.stateful import invariant
 from trio_bgtasks import (
     CheckpointSaved,
     Finished,
-    MemoryTaskStore,
     Orphaned,
     ParentCancelled,
     Refused,
@@ -23,9 +22,11 @@ from trio_bgtasks import (
     TaskNotRunning,
     TaskRecord,
     TaskStatus,
+    TaskStoreError,
     UnknownTask,
 )
 
+from ._corruptible import CorruptibleStore
 from ._history import History, Run, TaskHistory
 from ._promises import check_history
 from ._runtime_world import CLOSED_S, Call, Host, Listener, Manners, Order, Work, World
@@ -63,8 +64,12 @@ class RuntimeStage(TrioStateMachine):
     machines: ClassVar[int] = 2
 
     def make_store(self) -> SimulationStore:
-        """Return the new store that the machines share."""
-        return MemoryTaskStore()
+        """Return the new store that the machines share.
+
+        Its method ``corrupt(task_id)``, if it has one as `CorruptibleStore` has, is used for
+        promise 12.
+        """
+        return CorruptibleStore()
 
     async def set_up(self) -> None:
         """Open the machines and give them something to do."""
@@ -89,9 +94,19 @@ class RuntimeStage(TrioStateMachine):
 
     @property
     def tasks(self) -> list[TaskHistory]:
+        """The tasks that somebody knows of, but those whose record is damaged."""
+        return [task for task in self.with_damaged if task.damaged is None]
+
+    @property
+    def with_damaged(self) -> list[TaskHistory]:
         """The tasks that somebody knows of."""
         there = self.history.tasks.values()
         return [task for task in there if task.known or task.task_id in self.doubtful]
+
+    @property
+    def damaged(self) -> list[TaskHistory]:
+        """The tasks whose record is damaged."""
+        return [task for task in self.with_damaged if task.damaged is not None]
 
     @property
     def talking(self) -> list[Work]:
@@ -153,6 +168,8 @@ class RuntimeStage(TrioStateMachine):
         number = self.asked
         self.asked += 1
         above = None if parent is None else f"t{number + (1, -1, -2)[parent]}"
+        if above in [task.task_id for task in self.damaged]:
+            above = None
         self.world.manners[f"t{number}"] = manners
         return f"t{number}", above
 
@@ -234,24 +251,67 @@ class RuntimeStage(TrioStateMachine):
         return None if record is None else not record.status.is_terminal
 
     async def tree(self, root: TaskHistory) -> list[TaskHistory]:
-        """Return a task and what is below it, as far as the records lead."""
-        there = [t for t in self.tasks if await self.world.record(t) is not None]
+        """Return a task and what is below it, as far as the records, damaged or not, lead."""
+        there = [
+            t
+            for t in self.with_damaged
+            if t.damaged is not None or await self.world.record(t) is not None
+        ]
         found = [root] if root in there else []
         for above in found:  # it grows meanwhile
             found += [t for t in there if t.parent == above.task_id and t not in found]
         return found
 
+    async def cancel_tree_of(self, where: Host, root: TaskHistory) -> None:
+        """Cancel a task and all below it, and compare the answer with how each of them stood."""
+        whole = await self.tree(root)
+        tree = [t for t in whole if t.damaged is None]
+        below = [t for t in tree if await self.can_be_cancelled(where, t)]
+        try:
+            answer = await where.manager.cancel_tree(root.owner, root.task_id)
+        except TaskNotRunning:
+            assert tree, f"promise 2: it is gone, and called terminal\n{root}"
+            assert not below, f"promise 5: nothing was cancelled below\n{root}"
+        except UnknownTask:
+            assert not tree, f"promise 2: it is called unknown\n{root}"
+        else:
+            damaged = {t.task_id for t in whole} - {t.task_id for t in tree}
+            own = sorted(t.task_id for t in below if t.owner == root.owner)
+            got = sorted({summary.task_id for summary in answer.own} - damaged)
+            assert got == own, f"promise 5: {answer}, should be {own}\n{root}"
+            more = answer.others - (len(below) - len(own))
+            assert 0 <= more <= len(damaged), f"promise 5: {answer}, but {own} is own\n{root}"
+            for one in below:
+                self.history.accepted(one)
+        await trio.testing.wait_all_tasks_blocked()
+        for work in self.world.work:
+            if work.host is where and work.run.live and work.run.task in whole:
+                asked = work.execution.stopping
+                assert asked, f"promise 5: it is below, and was not cancelled\n{work.run.task}"
+
     async def end_owner(self, host: Host, owner: str) -> None:
         """Close an owner; afterwards every end is stored."""
         runs = [work.run for work in self.talking if work.host is host]
         with trio.move_on_after(CLOSED_S) as patience:
-            await host.manager.close_owner(owner)
+            try:
+                await host.manager.close_owner(owner)
+            except TaskStoreError as error:
+                self.world.damaged_only(error)
         assert not patience.cancelled_caught, f"promise 10: {owner} is not closed on {host.name}"
         for run in runs:
             record = await self.world.record(run.task)
             if run.task.owner == owner and record is not None and record.attempt == run.attempt:
                 running = record.status is TaskStatus.RUNNING
                 assert not running, f"promise 10: {owner} was closed, it is running\n{run.task}"
+
+    async def look_at_all(self, host: Host, owner: str) -> None:
+        """Promises 2 and 12: an owner is shown every task that can be read, as it is stored."""
+        summaries = await host.manager.list_tasks(owner)
+        mine = [task for task in self.tasks if task.owner == owner]
+        records = [r for task in mine if (r := await self.world.record(task)) is not None]
+        stored = [record.summary() for record in sorted(records, key=lambda record: record.seq)]
+        promise = 12 if self.damaged else 2
+        assert summaries == stored, f"promise {promise}: shown {summaries}, stored {stored}"
 
     async def looked_at(self, host: Host, task: TaskHistory) -> TaskRecord | None:
         """Ask how a task stands, which settles an orphan; return what is stored then."""
@@ -292,12 +352,18 @@ class RuntimeStage(TrioStateMachine):
             ) from error
 
     async def pass_time_by(self, seconds: float) -> None:
-        """An accepted cancel ends what runs within a poll and a clean-up."""
+        """An accepted cancel ends what runs within a poll and a clean-up; who waits is told."""
         marked = [work.run for work in self.talking if work.run.task.cancel_accepted is not None]
         await trio.sleep(seconds)
         await trio.testing.wait_all_tasks_blocked()
         for run in marked if seconds >= 20 else ():
             assert not run.live, f"promise 5: its cancel was accepted, it still runs\n{run.task}"
+        for host in self.world.open_hosts() if seconds >= SETTLED_S else ():
+            for task in [waiter.task for waiter in host.waits if not waiter.over]:
+                record = None if task.damaged else await self.world.record(task)
+                running = record is not None and record.status is TaskStatus.RUNNING
+                running = running or (task.damaged is not None and task.live)
+                assert running, f"promise 2: somebody waits for its end\n{task}"
 
     # ---- the promises ----------------------------------------------------------------------------
 
@@ -349,6 +415,7 @@ class RuntimeStage(TrioStateMachine):
         auditor = await self.world.boot()
         await trio.sleep(SETTLED_S)
         for owner in OWNERS:
+            await self.look_at_all(auditor, owner)
             await auditor.manager.take_notices(owner)
             again = await auditor.manager.take_notices(owner)
             assert not again, f"promise 11: announced once more: {again}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from typing import Any, Literal, TypeAlias
 
@@ -19,6 +20,7 @@ from trio_bgtasks import (
     TaskError,
     TaskRecord,
     TaskResult,
+    TaskStoreError,
 )
 
 from ._history import Body, History, Run, TaskHistory
@@ -59,6 +61,15 @@ class Call:
 
 
 @attrs.define(eq=False)
+class Waiter:
+    """Somebody who waits for the end of a task."""
+
+    task: TaskHistory
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    over: bool = False
+
+
+@attrs.define(eq=False)
 class Listener:
     """A subscription to an owner, and what was heard."""
 
@@ -76,7 +87,7 @@ class Host:
     manager: RecordedManager
     calls: list[Call] = attrs.field(factory=list[Call])
     listeners: list[Listener] = attrs.field(factory=list[Listener])
-    waits: list[trio.CancelScope] = attrs.field(factory=list[trio.CancelScope])
+    waits: list[Waiter] = attrs.field(factory=list[Waiter])
     left: bool = False  # was it shut down?
 
     @property
@@ -138,11 +149,19 @@ class World:
         self.disturbed()
         runs = self.history.may_end("shutdown", machine=host.name)
         host.left = True
+        lost: list[TaskHistory] = [] if unsaved else self.lost_on(host)
         with trio.move_on_after(CLOSED_S) as patience:
-            await host.simulated.shut_down()
+            try:
+                await host.simulated.shut_down()
+            except TaskStoreError as error:
+                if unsaved:
+                    raise
+                self.damaged_only(error)
+                lost = [task for task in lost if not _names(error, task)]
         still = ", ".join(run.task.task_id for run in runs if run.ended is None)
         assert not patience.cancelled_caught, f"promise 10: {host.name} does not close: {still}"
         if not unsaved:
+            assert not lost, f"promise 10: it closed, and did not say what is lost\n{lost[0]}"
             self.history.closed(host.name)
 
     async def crash(self, host: Host) -> None:
@@ -168,14 +187,44 @@ class World:
         await trio.testing.wait_all_tasks_blocked()
         self.history.recovered(host.name)
 
+    # ---- records that are damaged -------------------------------------------------------------
+
+    def damage(self, task: TaskHistory) -> None:
+        """Let the record of a task be read by nobody any more; the store is one that can do it."""
+        store: Any = self.store
+        self.history.damaged(task)
+        store.corrupt(task.task_id)
+
+    def lost_on(self, host: Host) -> list[TaskHistory]:
+        """Return the tasks whose end on this machine cannot be stored, or could not."""
+        return [
+            run.task
+            for run in self.history.runs(host.name)
+            if run.task.damaged is not None
+            and run.undisturbed
+            and (run.ended is None or run.ended > run.task.damaged)
+        ]
+
+    def damaged_only(self, error: TaskStoreError) -> None:
+        """Check what is said to be lost: only what was damaged can be."""
+        for task in self.history.tasks.values():
+            sound = task.damaged is None and _names(error, task)
+            assert not sound, f"promise 12: its end was given up, its record is sound\n{task}"
+
     # ---- what the tools do --------------------------------------------------------------------
 
     def running(self, *states: str) -> list[Work]:
-        """Return the bodies that really run now, on machines in one of these states."""
+        """Return the bodies that really run now, on machines in one of these states.
+
+        But those of damaged records: how they end is not kept.
+        """
         return [
             work
             for work in self.work
-            if work.run.ended is None and work.run.lost is None and work.host.state in states
+            if work.run.ended is None
+            and work.run.lost is None
+            and work.run.task.damaged is None
+            and work.host.state in states
         ]
 
     def body(self, host: Host) -> Body:
@@ -229,8 +278,13 @@ class World:
 
     def request(self, task_id: str, owner: str, **more: Any) -> StartRequest:
         """Return the request of a start, or of a resume."""
-        fields: dict[str, Any] = {"task_type": "tool", **more}
+        key = None if "resume_attempt" in more else self.key_of(task_id)
+        fields: dict[str, Any] = {"task_type": "tool", "idempotency_key": key, **more}
         return StartRequest(owner_thread_id=owner, task_id=task_id, **fields)
+
+    def key_of(self, task_id: str) -> str:
+        """Return the idempotency key with which a task is started."""
+        return f"key of {task_id}"
 
     async def call(self, host: Host, request: StartRequest) -> Call:
         """Make a foreground call in a task of its own; return once its body runs, or it failed."""
@@ -266,20 +320,25 @@ class World:
 
     async def wait(self, host: Host, task: TaskHistory) -> None:
         """Wait for a task in a task of its own."""
-        scope = trio.CancelScope()
-        host.waits.append(scope)
+        waiter = Waiter(task)
+        host.waits.append(waiter)
 
-        async def waiter() -> None:
-            # It was collected, or the machine closed or crashed, or its store failed.
-            with scope, suppress(TaskError, ConnectionError):
+        async def wait() -> None:
+            # It was collected, or damaged, or the machine closed or crashed, or its store failed.
+            with waiter.scope, suppress(TaskError, ConnectionError):
                 await host.manager.wait(task.owner, task.task_id)
+            waiter.over = True
 
-        self.nursery.start_soon(waiter, name=f"waiter for {task.task_id}")
+        self.nursery.start_soon(wait, name=f"waiter for {task.task_id}")
         await trio.testing.wait_all_tasks_blocked()
 
     async def record(self, task: TaskHistory) -> TaskRecord | None:
         """Return what is stored of a task: the durable truth."""
         return await self.store.load(task.task_id)
+
+
+def _names(error: TaskStoreError, task: TaskHistory) -> bool:
+    return re.search(rf"\b{task.task_id}\b", str(error)) is not None
 
 
 def _obey(order: Order, run: Run) -> TaskResult:

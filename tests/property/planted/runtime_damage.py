@@ -1,0 +1,127 @@
+"""Bugs in what is made of corrupt records and of used ids, planted for `RuntimeMachine`.
+
+As in ``runtime_managers`` and ``runtime_stores``; `PLANTED` says what the machine says of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+import pytest
+
+from trio_bgtasks import (
+    CorruptRecord,
+    Event,
+    MemoryTaskStore,
+    Registered,
+    TaskRecord,
+    TaskStatus,
+    _ending,
+)
+from trio_bgtasks._cancelling import _Tree
+from trio_bgtasks._looking import Looker
+from trio_bgtasks.testing import CorruptibleStore
+
+Patch = pytest.MonkeyPatch
+
+
+# ---- corrupt records ----------------------------------------------------------------------------
+
+
+def one_hides_the_others(patch: Patch) -> None:
+    """A list ends where a record is corrupt."""
+    read = Looker._list
+
+    async def short(
+        self: Looker, owner: str, status: TaskStatus | None, task_type: str | None
+    ) -> list[TaskRecord]:
+        records = await read(self, owner, status, task_type)
+        bad = (await self._store.list_owner(owner)).corrupt
+        return [record for record in records if not bad or record.task_id < bad[0].task_id]
+
+    patch.setattr(Looker, "_list", short)
+
+
+def corrupt_is_unknown(patch: Patch) -> None:
+    """A record that cannot be read is not there."""
+    settled = Looker.settled
+
+    async def forgiving(self: Looker, owner: str | None, task_id: str) -> TaskRecord | None:
+        try:
+            return await settled(self, owner, task_id)
+        except CorruptRecord:
+            return None
+
+    patch.setattr(Looker, "settled", forgiving)
+
+
+def lost_ends_are_tried_for_ever(patch: Patch) -> None:
+    """Who waits for the end of what is corrupt waits for ever, and so does who closes its owner."""
+
+    class Never(Exception):
+        pass
+
+    patch.setattr(_ending, "CorruptRecord", Never)
+
+
+def what_is_live_is_left_alone(patch: Patch) -> None:
+    """A tree leaves out what cannot be read, also if it runs here."""
+    children = _Tree._children
+
+    async def readable(self: _Tree, task_id: str) -> dict[str, TaskRecord | None]:
+        found = await children(self, task_id)
+        bad = {error.task_id for error in (await self._store.children(task_id)).corrupt}
+        return {i: None if i in bad else record for i, record in found.items()}
+
+    patch.setattr(_Tree, "_children", readable)
+
+
+def a_sweep_stops(patch: Patch) -> None:
+    """No orphan is ended once one of them cannot be."""
+    end_orphans = CorruptibleStore._end_orphans
+
+    def stopping(self: CorruptibleStore, suspect: str | None, at_ms: int) -> list[tuple[str, str]]:
+        bad = [name for t, name in self._running.items() if t in self._damaged]
+        return [] if any(map(self._is_fenced, bad)) else end_orphans(self, suspect, at_ms)
+
+    patch.setattr(CorruptibleStore, "_end_orphans", stopping)
+
+
+# ---- used ids and keys --------------------------------------------------------------------------
+
+
+def collected_ids_are_free(patch: Patch) -> None:
+    """Nothing is kept of what was collected."""
+    forget = MemoryTaskStore._forget
+
+    def wholly(self: MemoryTaskStore, gone: list[TaskRecord]) -> None:
+        forget(self, gone)
+        self._used_ids.clear()
+        for record in gone:
+            self._keys.pop((record.owner_thread_id, record.idempotency_key or ""), None)
+
+    patch.setattr(MemoryTaskStore, "_forget", wholly)
+
+
+def keys_are_not_kept(patch: Patch) -> None:
+    """A key says nothing."""
+    apply = MemoryTaskStore._apply
+
+    def keyless(self: MemoryTaskStore, task_id: str, event: Event) -> TaskRecord:
+        if isinstance(event, Registered):
+            event = attrs.evolve(event, idempotency_key=None)
+        return apply(self, task_id, event)
+
+    patch.setattr(MemoryTaskStore, "_apply", keyless)
+
+
+PLANTED: list[tuple[Callable[[Patch], None], str]] = [
+    (one_hides_the_others, "promise 12"),
+    (corrupt_is_unknown, "promise 12"),
+    (lost_ends_are_tried_for_ever, "promise 12|still waiting"),
+    (what_is_live_is_left_alone, "promise 5"),
+    (a_sweep_stops, "promise 6"),
+    (collected_ids_are_free, "promise 3"),
+    (keys_are_not_kept, "promise 3"),
+]
