@@ -1,4 +1,4 @@
-"""Bugs in what is made of corrupt records and of used ids, planted for `RuntimeMachine`.
+"""Bugs in what is made of corrupt records and of used ids, and two more, for `RuntimeMachine`.
 
 As in ``runtime_managers`` and ``runtime_stores``; `PLANTED` says what the machine says of each.
 """
@@ -9,19 +9,28 @@ from collections.abc import Callable
 
 import attrs
 import pytest
+import trio
 
 from trio_bgtasks import (
+    BackgroundExecution,
+    BackgroundTaskManager,
     CorruptRecord,
     Event,
     MemoryTaskStore,
     Registered,
     TaskRecord,
+    TaskResult,
     TaskStatus,
     _ending,
 )
 from trio_bgtasks._cancelling import _Tree
 from trio_bgtasks._looking import Looker
+from trio_bgtasks._slots import Slot
+from trio_bgtasks._supervision import Supervisor
 from trio_bgtasks.testing import CorruptibleStore
+from trio_bgtasks.testing._history import Body
+
+from .runtime_managers import failures_leave_their_attempt
 
 Patch = pytest.MonkeyPatch
 
@@ -116,6 +125,36 @@ def keys_are_not_kept(patch: Patch) -> None:
     patch.setattr(MemoryTaskStore, "_apply", keyless)
 
 
+# ---- bodies -------------------------------------------------------------------------------------
+
+
+def bodies_begin_twice(patch: Patch) -> None:
+    """A body that has failed is tried once more, as the same attempt."""
+    start = Supervisor.start_background
+
+    def started(self: Supervisor, slot: Slot, body: Body) -> None:
+        async def twice(execution: BackgroundExecution, scope: trio.CancelScope) -> TaskResult:
+            try:
+                return await body(execution, scope)
+            except Exception:  # noqa: BLE001 - whatever it was
+                return await body(execution, scope)
+
+        start(self, slot, twice)
+
+    patch.setattr(Supervisor, "start_background", started)
+
+
+def who_closes_an_owner_does_not_wait(patch: Patch) -> None:
+    """Its bodies are told, and go on for as long as they like."""
+
+    async def hasty(self: BackgroundTaskManager, owner_thread_id: str) -> None:
+        await trio.lowlevel.checkpoint()
+        for slot in self._supervisor.of_owner(owner_thread_id):
+            slot.stop("owner_close")
+
+    patch.setattr(BackgroundTaskManager, "close_owner", hasty)
+
+
 PLANTED: list[tuple[Callable[[Patch], None], str]] = [
     (one_hides_the_others, "promise 12"),
     (corrupt_is_unknown, "promise 12"),
@@ -124,4 +163,7 @@ PLANTED: list[tuple[Callable[[Patch], None], str]] = [
     (a_sweep_stops, "promise 6"),
     (collected_ids_are_free, "promise 3"),
     (keys_are_not_kept, "promise 3"),
+    (bodies_begin_twice, "promise 1:"),
+    (who_closes_an_owner_does_not_wait, "promise 10"),
+    (failures_leave_their_attempt, "promise 9"),
 ]
