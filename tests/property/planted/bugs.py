@@ -11,7 +11,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from tests.property.planted import applies, runtime_managers, runtime_stores, stores, tools
+from tests.property.planted import (
+    applies,
+    runtime_damage,
+    runtime_managers,
+    runtime_stores,
+    stores,
+    tools,
+)
 from trio_bgtasks.testing import (
     BackgroundToolMachine,
     LifecycleMachine,
@@ -101,6 +108,7 @@ _APPLIES = "applies", LifecycleMachine, 40
 _STORES = "stores", TaskStoreMachine, 30
 _RUNTIME_STORES = "runtime_stores", RuntimeMachine, 30
 _RUNTIME_MANAGERS = "runtime_managers", RuntimeMachine, 30
+_RUNTIME_DAMAGE = "runtime_damage", RuntimeMachine, 30
 _TOOLS = "tools", BackgroundToolMachine, 12
 
 BUGS: list[PlantedBug] = [
@@ -111,5 +119,6 @@ BUGS: list[PlantedBug] = [
         *_RUNTIME_STORES, lambda store, _: runtime_stores.machine_for(store), runtime_stores.PLANTED
     ),
     *_bugs(*_RUNTIME_MANAGERS, runtime_managers.machine_with, runtime_managers.PLANTED),
+    *_bugs(*_RUNTIME_DAMAGE, runtime_managers.machine_with, runtime_damage.PLANTED),
     *_bugs(*_TOOLS, _tool, [(tool, rf"^{tool.__name__} .*({say})") for tool, say in tools.PLANTED]),
 ]
