@@ -123,6 +123,16 @@ def planted(session: nox.Session) -> None:
 
 
 @nox.session
+def mutation(session: nox.Session) -> None:
+    """Change the runtime in thousands of places: its fast tests have to notice each.
+
+    Arguments after ``--``: ``--survivors`` to try again what nobody noticed; patterns of names.
+    """
+    session.install("-e", ".[testing]", *groups("tests", "mutation"))
+    session.run("python", ".ci/mutants.py", *session.posargs)
+
+
+@nox.session
 def demo_from_wheel(session: nox.Session) -> None:
     """Build a wheel, install it into a new environment and run the demo far from the sources."""
     tmp = Path(session.create_tmp())

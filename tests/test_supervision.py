@@ -180,7 +180,9 @@ ERRORS: list[tuple[BaseException, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("error", "text"), ERRORS, ids=[text[:20] for _, text in ERRORS])
+@pytest.mark.parametrize(
+    ("error", "text"), ERRORS, ids=[text[:20].replace("\ufffd", "?") for _, text in ERRORS]
+)
 async def test_an_exception_fails_its_task_only(
     error: BaseException,
     text: str,
