@@ -83,6 +83,40 @@ async def test_an_owner_has_one_long_lived_nursery(autojump_clock: trio.testing.
     assert children_of("trio_bgtasks owner thread-1") is None
 
 
+async def test_every_task_of_the_manager_says_what_it_is_for(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Who looks at the task tree finds the helpers of an attempt by name."""
+    store = FaultyStore()
+
+    async def writes(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
+        await execution.write_output("text")
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with open_task_manager(store) as manager:
+        root = trio.lowlevel.current_root_task()
+        assert root is not None
+        gate = Gate()
+        await manager.start(request(task_id="t", deadline_s=100), writes)
+        await manager.start(request(task_id="u"), gate)
+        await trio.testing.wait_all_tasks_blocked()
+        assert "trio_bgtasks output of t" in {name for _, name in tree(root)}
+        store.break_down("apply")
+        gate.opened.set()
+        await manager.cancel(OWNER, "t")
+        await trio.testing.wait_all_tasks_blocked()
+        names = {name for _, name in tree(root) if name.startswith("trio_bgtasks ")}
+        store.repair()
+    assert names == {
+        "trio_bgtasks owner thread-1",
+        "trio_bgtasks deadline",
+        "trio_bgtasks end of t",
+        "trio_bgtasks end of u",
+        "trio_bgtasks cancel mark of t",
+    }
+
+
 async def test_an_idle_nursery_is_released(autojump_clock: trio.testing.MockClock) -> None:
     """It is released when nothing held it for a while, and opens again for the next task."""
     async with opened(owner_idle_s=60) as manager:

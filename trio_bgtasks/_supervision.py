@@ -18,7 +18,7 @@ from ._execution import Ambient, BackgroundExecution
 from ._hints import Hints
 from ._outcome import LEASE_LOST, BodyEnd, counted, outcome_of
 from ._owners import Owners
-from ._places import Places, Ticket
+from ._places import Places
 from ._records import (
     Cancelled,
     Failed,
@@ -95,16 +95,10 @@ class Supervisor:
     def free(self, slot: Slot) -> None:
         """Forget a slot, then wake who waits for its task."""
         del self.slots[slot.task_id]
-        if slot.ticket is not None:
-            self._leave_place(slot, slot.ticket)
         if slot.owner is not None:
             slot.owner.unhold()
         slot.advance(FREED)
         self._hints.changed(slot.owner_thread_id, slot.task_id)
-
-    def _leave_place(self, slot: Slot, ticket: Ticket) -> None:
-        self.places.release(ticket)
-        slot.ticket = None
 
     def _start_soon(self, afn: Callable[[], Awaitable[None]], name: str) -> None:
         """Run a helper of an attempt in the manager's nursery."""
@@ -149,7 +143,8 @@ class Supervisor:
         unsent = attempt_log.close()
         slot.running = False
         if slot.ticket is not None:
-            self._leave_place(slot, slot.ticket)
+            self.places.release(slot.ticket)
+            slot.ticket = None
         self._note_unasked_cancel(slot, end)
         outcome = _outcome_of(slot, end)
         if outcome is not None:
@@ -164,7 +159,6 @@ class Supervisor:
 
     async def _run_body(self, slot: Slot, execution: BackgroundExecution, body: Body) -> BodyEnd:
         """Run the body if it may still start; let nothing out."""
-        ran = False
         task = trio.lowlevel.current_task()
         try:
             with slot.scope:
@@ -172,7 +166,7 @@ class Supervisor:
                     await slot.ticket.granted.wait()
                 # Cancelled before it began, by whomever: then it does not begin.
                 if not slot.scope.cancel_called and not _caller_is_cancelled(slot):
-                    ran = slot.running = True
+                    slot.running = True
                     if slot.deadline_s is not None:
                         self._start_soon(partial(self._deadline, slot), "deadline")
                     with Ambient(execution, self):
@@ -180,7 +174,7 @@ class Supervisor:
         except BaseException as error:  # noqa: ASYNC103 - all are recorded, some passed on
             if isinstance(error, GeneratorExit) and not _is_running(task):
                 raise  # pragma: no cover - the run was torn down: nothing can be awaited any more
-            return BodyEnd(raised=error, ran=ran)  # noqa: ASYNC104
+            return BodyEnd(raised=error)  # noqa: ASYNC104
         return BodyEnd(ran=False)  # the scope took the cancellation
 
     async def _deadline(self, slot: Slot) -> None:
