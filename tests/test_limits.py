@@ -166,17 +166,16 @@ async def test_who_holds_a_place_never_waits_for_one(
                 below = await manager.start(request(parent_task_id=parent), leaf)
                 assert not below.queued
                 await manager.wait(OWNER, below.task_id)
-            return Success()
+            return Success("middle")
 
         async def top(_: BackgroundExecution, __: trio.CancelScope) -> TaskResult:
             summary = await manager.start(request(), middle)
             assert not summary.queued
-            await manager.wait(OWNER, summary.task_id)
-            return Success("top")
+            return Success((await manager.wait(OWNER, summary.task_id)).result)
 
         with trio.fail_after(10):
             summary = await ended(manager, await manager.start(request(task_id="top"), top))
-        assert summary.result == "top"
+        assert summary.result == "middle"
         gate = Gate()
         await manager.start(request(task_id="live"), gate)
         told = await manager.start(request(parent_task_id="live"), done)
@@ -223,6 +222,22 @@ async def test_a_parent_that_cannot_be_read_is_no_ancestor(
         for fault in ("before", "hang"):
             store.break_down("load", fault=fault)
             assert (await manager.start(request(parent_task_id="between"), done)).queued
+
+
+async def test_a_caller_that_is_gone_meanwhile_takes_nothing_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """While ancestors are looked up, the start is stored already: it runs."""
+    store = FaultyStore()
+    async with opened(store, attempts_total=1) as manager:
+        await ended(manager, await manager.start(request(task_id="top"), done))
+        gate = Gate()
+        store.break_down("load", fault="hang")
+        with trio.move_on_after(1):
+            await manager.start(request(task_id="t", parent_task_id="top"), gate)
+        store.repair()
+        gate.opened.set()
+        assert (await manager.wait(OWNER, "t")).result == "done"
 
 
 async def test_nobody_is_its_own_ancestor(autojump_clock: trio.testing.MockClock) -> None:

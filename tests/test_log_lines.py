@@ -286,10 +286,18 @@ async def test_a_start_whose_records_cannot_be_read(
         store.break_down("apply", "load", last=2)
         with pytest.raises(TaskStoreError):
             await manager.start(request(task_id="t"), done)
-    assert lines(caplog) == [
+        told = lines(caplog)
+        store.break_down("apply", "load")
+        with pytest.raises(TaskStoreError):
+            await manager.start(request(task_id="t"), done)
+        store.repair()
+    unstarted = {**T, "attempt": None}
+    assert told == [
         ("manager", "WARNING", "parent not read: store is down", {"task_id": "top"}),
-        ("manager", "WARNING", "start not read back: store is down", {**T, "attempt": None}),
+        ("manager", "WARNING", "start not read back: store is down", unstarted),
     ]
+    text = f"task t: the task ended as stopped, which is not stored yet: {DOWN}"
+    assert ("supervision", "WARNING", text, unstarted) in lines(caplog)
 
 
 async def test_output_that_is_not_stored_yet(

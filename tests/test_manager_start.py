@@ -225,6 +225,8 @@ async def test_a_repeated_start_with_its_own_id_is_recalled(
         again = request(task_id="t", idempotency_key="key")
         for _ in range(3):
             assert (await manager.start(again, gate)).status is TaskStatus.RUNNING
+        with pytest.raises(IdempotencyKeyUsed, match="'key' was used already, by task 't'"):
+            await manager.run(again, gate)
         with pytest.raises(TaskExists):
             await manager.start(request(task_id="t", idempotency_key="other"), gate)
         with pytest.raises(TaskExists):
