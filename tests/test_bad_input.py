@@ -248,7 +248,7 @@ def a_dict(field: str) -> list[Bad]:
 
 def a_status(field: str) -> list[Bad]:
     """The status of a task."""
-    choices = f"{field} must be one of "
+    choices = f"{field} must be one of running, completed, failed, cancelled, stopped"
     no_text = wrong(f"{field} must be a TaskStatus, not ", instance(str, type(None)))
     return no_text + [Bad(value, ValueError, choices) for value in ("text", "x" * 10_000, "\x00")]
 

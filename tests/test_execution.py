@@ -156,8 +156,12 @@ async def test_an_ended_attempt_writes_nothing(autojump_clock: trio.testing.Mock
     store = MemoryTaskStore()
     async with open_task_manager(store) as manager:
         await manager.run(request(task_id="t", supports_resume=True), body)
-        with pytest.raises(StaleAttempt, match="may not write any more"):
+        with pytest.raises(StaleAttempt) as caught:
             await kept[0].save_checkpoint(1)
+        assert str(caught.value) == (
+            "attempt 1 of task 't' may not write any more "
+            "(current attempt: 1, current status: ended)"
+        )
         await manager.start(request(task_id="t", resume_attempt=1), forever)
         before = await stored(store, "t")
         with pytest.raises(StaleAttempt, match="may not write any more"):

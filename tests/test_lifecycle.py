@@ -157,6 +157,44 @@ def resume(at_ms: int = 30, **changes: object) -> AttemptStarted:
             TaskNotResumable,
             "Task 'bg_1' cannot be resumed: its tool does not support it (current status: stopped)",
         ),
+        (
+            attrs.evolve(stopped(), cancel_requested_at_ms=0),
+            resume(),
+            Facts(),
+            TaskNotResumable,
+            "Task 'bg_1' cannot be resumed: its cancellation was accepted (current status: stopped)",
+        ),
+        (
+            stopped(),
+            resume(expected_attempt=2),
+            Facts(),
+            StaleAttempt,
+            (
+                "attempt 2 of task 'bg_1' may not write any more "
+                "(current attempt: 1, current status: stopped)"
+            ),
+        ),
+        (
+            stopped(),
+            resume(),
+            FENCED,
+            ExecutorFenced,
+            "executor ex_2 is fenced: task 'bg_1' stays stopped",
+        ),
+        (
+            registered(),
+            CheckpointSaved(0, "ex_1", 1, None),
+            FENCED,
+            ExecutorFenced,
+            "executor ex_1 is fenced: task 'bg_1' stays running",
+        ),
+        (
+            apply("bg_1", registered(), Finished(20, "ex_1", 1, Success())),
+            CancelRequested(30),
+            Facts(),
+            TaskNotRunning,
+            "Task 'bg_1' is not running (current status: completed)",
+        ),
     ],
 )
 def test_refusals_say_what_is_wrong(
@@ -169,11 +207,9 @@ def test_refusals_say_what_is_wrong(
     assert str(caught.value) == text
 
 
-def test_a_stopped_record_with_a_mark_is_never_resumed() -> None:
+def test_a_stopped_record_with_a_mark_keeps_it() -> None:
     """No event makes such a record; if a store has one all the same, its cancel still holds."""
     damaged = attrs.evolve(stopped(), cancel_requested_at_ms=0)
-    with pytest.raises(TaskNotResumable, match="its cancellation was accepted"):
-        apply("bg_1", damaged, resume())
     assert apply("bg_1", damaged, CancelRequested(99)).cancel_requested_at_ms == 0
 
 
@@ -188,6 +224,16 @@ def test_the_first_mark_wins_also_at_time_zero() -> None:
     ended = apply("bg_1", marked, Finished(9, "ex_1", 1, Success(), cancel_requested_at_ms=7))
     assert ended.cancel_requested_at_ms == 0
     assert ended.status is TaskStatus.CANCELLED
+
+
+def test_a_record_tells_when_it_ended_and_when_its_end_was_asked_for() -> None:
+    """Whether its executor ended it, somebody else did, or its owner abandoned it."""
+    orphan = apply("bg_1", registered(), Orphaned(50, "ex_1", 1), FENCED)
+    assert (orphan.completed_at_ms, orphan.updated_at_ms) == (50, 50)
+    assert orphan.cancel_requested_at_ms is None
+    abandoned = apply("bg_1", orphan, CancelRequested(60))
+    assert (abandoned.completed_at_ms, abandoned.updated_at_ms) == (60, 60)
+    assert abandoned.cancel_requested_at_ms == 60
 
 
 @pytest.mark.parametrize(

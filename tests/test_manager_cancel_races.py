@@ -395,6 +395,24 @@ async def test_what_is_live_is_cancelled_with_its_tree_although_its_record_is_co
             assert_idle(manager)
 
 
+async def test_an_end_that_is_tried_again_takes_a_cancel_along(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The cancel came between two tries, and the store takes no cancel: the end says it."""
+    faulty, gate = FaultyStore(), Gate(Stopped("later"))
+    async with open_task_manager(SteppedStore(faulty, CancelRequested=refuse)) as manager:
+        await manager.start(request(task_id="t", supports_resume=True), gate)
+        await gate.entered.wait()
+        faulty.break_down("apply")
+        gate.opened.set()
+        await trio.sleep(1)
+        await manager.cancel(OWNER, "t")
+        faulty.repair()
+        with trio.fail_after(60):
+            assert (await manager.wait(OWNER, "t")).status is TaskStatus.CANCELLED
+        assert_idle(manager)
+
+
 async def test_a_cancel_owed_to_a_start_that_is_refused_is_not_forgotten(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

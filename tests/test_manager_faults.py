@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import count
 from typing import Any
 
 import attrs
@@ -130,9 +131,14 @@ async def test_ends_that_are_never_stored_are_named_at_the_exit(
             began = trio.current_time()
     assert 3 <= trio.current_time() - began <= 4.01
     text = str(caught.value)
-    assert text.startswith("closed with 2 ends not stored: ")
-    assert "finished: the task ended as completed, which is not stored yet" in text
-    assert "cut off: the task ended as stopped, which is not stored yet" in text
+    closed, _, named = text.partition(" ends not stored: ")
+    assert closed == "closed with 2"
+    assert sorted(
+        each.partition(", which is not stored yet: ")[0] for each in named.split("; ")
+    ) == [
+        "cut off: the task ended as stopped",
+        "finished: the task ended as completed",
+    ]
     assert text in caplog.text
     store.repair()
     async with open_task_manager(store) as manager:
@@ -333,25 +339,27 @@ async def test_a_value_that_the_store_blames_fails_the_task(
 
     The last output is kept, unless it is refused, too.
     """
-    store = FaultyStore()
+    store, blamed = FaultyStore(), count(1)
 
     async def body(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
         await trio.lowlevel.checkpoint()
-        store.break_down("apply", last=times, error=lambda: InvalidValue("result: too strange"))
+        store.break_down(
+            "apply", last=times, error=lambda: InvalidValue(f"strange: {next(blamed)}")
+        )
         await execution.write_output("last words")
         return Success("strange")
 
     async with opened(store) as manager:
         if foreground:
             outcome = await manager.run(request(task_id="t"), body)
-            assert getattr(outcome, "error", "") == "result: too strange"
+            assert getattr(outcome, "error", "") == f"strange: {times}"
         else:
             await manager.start(request(task_id="t"), body)
             await manager.wait(OWNER, "t")
         record = await stored(store, "t")
-        assert (record.status, record.error) == (TaskStatus.FAILED, "result: too strange")
+        assert (record.status, record.error) == (TaskStatus.FAILED, f"strange: {times}")
         page = await store.read_output("t", offset=0, limit=99)
-        assert page.text == ("last words" if times == 1 else "")
+        assert (page.text, page.next_offset) == (("last words", 10) if times == 1 else ("", 0))
 
 
 # ---- opening and closing -------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from tests.support import (
     assert_idle,
     contents,
     done,
+    ended,
     forever,
     grow,
     opened,
@@ -90,6 +91,16 @@ async def test_lists_are_in_order_of_creation(autojump_clock: trio.testing.MockC
         assert [summary.task_id for summary in running] == ["last"]
         background = await manager.list_tasks(OWNER, background_only=True)
         assert "foreground" not in [summary.task_id for summary in background]
+
+
+async def test_what_has_ended_does_not_run(autojump_clock: trio.testing.MockClock) -> None:
+    """An owner all of whose tasks have ended has none that runs, here or elsewhere."""
+    store = MemoryTaskStore()
+    async with opened(store) as there, opened(store) as here:
+        await ended(here, await here.start(request(), done))
+        assert not await here.has_running_tasks(OWNER)
+        await there.start(request(), forever)
+        assert await here.has_running_tasks(OWNER)
 
 
 async def test_a_corrupt_record_does_not_hide_the_others(

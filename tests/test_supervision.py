@@ -445,8 +445,10 @@ def test_ctrl_c_interrupts_a_body_at_once() -> None:
 
 
 @pytest.mark.parametrize("k", [2, 3, 4])
-def test_ctrl_c_while_the_manager_waits_for_its_store(k: int) -> None:
-    """Ctrl-C reaches the main task in a shield, too: the slot is settled all the same.
+def test_ctrl_c_while_the_manager_waits_for_its_store(
+    k: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ctrl-C reaches the main task in a shield, too: the slot is settled all the same, and told.
 
     ``k``: the start, its read-back, the end of a foreground run.
     """
@@ -489,6 +491,10 @@ def test_ctrl_c_while_the_manager_waits_for_its_store(k: int) -> None:
     record = trio.run(stored, store, "t")
     assert record.executor_id is None
     assert record.status is (TaskStatus.COMPLETED if ran else TaskStatus.STOPPED)
+    text = (
+        f"task t: the task ended as {record.status}, which is not stored yet: KeyboardInterrupt: "
+    )
+    assert text in [line.getMessage() for line in caplog.records]
 
 
 def test_ctrl_c_while_a_start_looks_up_its_lineage() -> None:
