@@ -463,6 +463,62 @@ async def test_a_record_without_a_slot_is_ended_by_the_sweep(
         assert (line.name, getattr(line, "task_id", "")) == ("trio_bgtasks.liveness", "left")
 
 
+async def test_who_listens_is_told_of_what_was_left_behind(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The end that a sweep stores is news like any other."""
+    store = MemoryTaskStore()
+    async with opened(store, sweep_s=15) as manager, manager.subscribe(OWNER) as hints:
+        await leave_behind(manager, store, "left")
+        with trio.fail_after(16):
+            assert await hints.receive() == "left"
+
+
+async def test_a_look_asks_for_one_executor_only(autojump_clock: trio.testing.MockClock) -> None:
+    """A look at a task of another machine settles that machine; the sweep sees to the others."""
+    asked: list[tuple[str, str | None]] = []
+
+    class Watched(StoreWrapper):
+        async def sweep(
+            self, executor_id: str, at_ms: int, *, suspect: str | None = None
+        ) -> SweepReport:
+            asked.append((executor_id, suspect))
+            return await super().sweep(executor_id, at_ms, suspect=suspect)
+
+    shared = MemoryTaskStore()
+    async with opened(shared) as there, opened(Watched(shared)) as here:
+        await there.start(request(task_id="t"), forever)
+        asked.clear()
+        assert await here.get(OWNER, "t") is not None
+        mine, theirs = (m.statistics().executor_id for m in (here, there))
+    assert asked == [(mine, theirs)]
+
+
+async def test_a_cancel_from_elsewhere_is_told_as_one(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The body sees why it is to stop; a mark of what does not run here is passed over."""
+    seen: list[str | None] = []
+
+    async def body(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
+        try:
+            await trio.sleep_forever()
+        finally:
+            seen.append(execution.stopping)
+        raise AssertionError
+
+    store = MemoryTaskStore()
+    async with opened(store, sweep_s=1e6) as there, opened(store) as here:
+        await leave_behind(there, store, "left")
+        await there.start(request(task_id="t"), body)
+        await trio.testing.wait_all_tasks_blocked()
+        for task_id in ("left", "t"):
+            await here.cancel(OWNER, task_id)
+        assert (await here.wait(OWNER, "t")).status is TaskStatus.CANCELLED
+    assert seen == ["cancel"]
+    assert "poll for cancels failed" not in caplog.text
+
+
 async def test_one_bad_record_does_not_stop_a_sweep(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -480,7 +536,7 @@ async def test_one_bad_record_does_not_stop_a_sweep(
             self, executor_id: str, at_ms: int, *, suspect: str | None = None
         ) -> SweepReport:
             report = await super().sweep(executor_id, at_ms, suspect=suspect)
-            own = [*report.own_running, ("gone", 1)] if suspect is None else []
+            own = [("gone", 1), *report.own_running] if suspect is None else []
             corrupt = [CorruptRecord("unreadable", "not JSON")]
             return attrs.evolve(report, corrupt=corrupt, own_running=own)
 
