@@ -255,6 +255,22 @@ def test_a_clock_that_jumps_back_ends_nothing_before_it_began(event: Event) -> N
     assert after.completed_at_ms in (None, 10)
 
 
+@pytest.mark.parametrize(
+    ("before", "event"),
+    [
+        (registered(10), Finished(99, "ex_1", 1, Success())),
+        (registered(10), CancelRequested(99)),
+        (registered(10), CheckpointSaved(99, "ex_1", 1, None)),
+        (registered(10), ProgressReported(99, "ex_1", 1, Progress(1))),
+        (registered(10), OutputAppended(99, "ex_1", 1, 0, "x")),
+        (stopped(), resume(99)),
+    ],
+)
+def test_every_change_has_its_time(before: TaskRecord, event: Event) -> None:
+    """A record tells when it was changed last, whatever changed."""
+    assert apply("bg_1", before, event).updated_at_ms == 99
+
+
 # ---- what is kept -------------------------------------------------------------------------------
 
 

@@ -133,15 +133,19 @@ async def test_a_store_fault_does_not_hide_what_is_live(
 ) -> None:
     """``get`` and ``live`` go on saying running, and why that is all they know. C38."""
     store = FaultyStore()
-    async with open_task_manager(store) as manager:
-        await grow(manager, "t")
+    async with opened(store, attempts_total=1) as manager:
+        await grow(manager, "t", "waits")
         await manager.run(request(task_id="ended"), done)
         store.break_down("load")
+        waits = await manager.get(OWNER, "waits")
+        assert waits is not None
+        assert waits.queued
         summary = await manager.get(OWNER, "t")
         assert summary is not None
         assert summary.status is TaskStatus.RUNNING
         assert summary.persistence_error == "not read back: ConnectionError: store is down"
-        assert [live.task_id for live in manager.live(OWNER)] == ["t"]
+        assert not summary.queued
+        assert [live.task_id for live in manager.live(OWNER)] == ["t", "waits"]
         with pytest.raises(ConnectionError):
             await manager.get(OWNER, "ended")
         with pytest.raises(ConnectionError):
