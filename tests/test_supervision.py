@@ -117,6 +117,27 @@ async def test_every_task_of_the_manager_says_what_it_is_for(
     }
 
 
+async def test_a_cancellation_says_why(autojump_clock: trio.testing.MockClock) -> None:
+    """The exception that a body meets names the reason and the task."""
+    seen: list[str | None] = []
+
+    async def body(_: BackgroundExecution, __: trio.CancelScope) -> TaskResult:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled as cancelled:
+            seen.append(cancelled.reason)
+            raise
+        raise AssertionError
+
+    async with open_task_manager() as manager:
+        for task_id in ("t", "u"):
+            await manager.start(request(task_id=task_id), body)
+        await trio.testing.wait_all_tasks_blocked()
+        await manager.cancel(OWNER, "t")
+        await manager.wait(OWNER, "t")
+    assert seen == ["trio_bgtasks: cancel of task t", "trio_bgtasks: shutdown of task u"]
+
+
 async def test_an_idle_nursery_is_released(autojump_clock: trio.testing.MockClock) -> None:
     """It is released when nothing held it for a while, and opens again for the next task."""
     async with opened(owner_idle_s=60) as manager:
