@@ -41,6 +41,7 @@ from mutmut.utils.format_utils import mangled_name_from_mutant_name
 KILLED, SURVIVED, NO_TESTS, TIMEOUT = 1, 0, 33, 36  # mutmut's own codes
 NAMES = {KILLED: "killed", SURVIVED: "survived", NO_TESTS: "no tests", TIMEOUT: "timeout"}
 CPU_S, WALL_S = 5, 60  # of one test; the longest needs less than one
+SLOW_S = 600  # of all tests of a mutant that only makes them slow
 WORKERS = len(os.sched_getaffinity(0))
 
 
@@ -155,7 +156,10 @@ class Session:
         os.dup2(silence, 1)
         os.dup2(silence, 2)
         set_mutant_under_test(mutant)
+        began = time.monotonic()
         for test in tests:
+            if time.monotonic() - began > SLOW_S:
+                os._exit(TIMEOUT)
             signal.setitimer(signal.ITIMER_PROF, CPU_S)  # nobody listens: that ends the process
             signal.alarm(WALL_S)
             try:

@@ -34,6 +34,18 @@ from trio_bgtasks import (
 from trio_bgtasks.stores import SweepReport
 
 
+async def test_closing_takes_no_longer_than_its_bodies(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The grace is for what does not end: where everything does, closing waits for nothing."""
+    async with opened(attempts_total=1) as manager:
+        await manager.start(request(), forever)
+        await manager.start(request(), forever)
+        await trio.sleep(100)
+        began = trio.current_time()
+    assert trio.current_time() == began
+
+
 @pytest.mark.parametrize("grace_s", [0, 1e-4, 1])
 async def test_closing_names_who_does_not_end_once_a_second_at_most(
     grace_s: float, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
