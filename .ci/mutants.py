@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fnmatch
 import gc
-import json
 import os
 import signal
 import sys
@@ -43,6 +42,7 @@ NAMES = {KILLED: "killed", SURVIVED: "survived", NO_TESTS: "no tests", TIMEOUT: 
 CPU_S, WALL_S = 5, 60  # of one test; the longest needs less than one
 SLOW_S = 600  # of all tests of a mutant that only makes them slow
 WORKERS = len(os.sched_getaffinity(0))
+ROOT = Path.cwd()  # mutmut's files are found from here, the tests run in mutants/
 
 
 class Mutants:
@@ -126,28 +126,17 @@ class Session:
         return self.failed
 
     def watch(self) -> dict[str, dict[str, float]]:
-        """Run every test without a mutant; return the tests of each function, and what they cost.
-
-        What is known of a test since the last time is taken from a file.
-        """
-        path = Path("mutants/fast-tests.json")
-        known: dict[str, tuple[float, list[str]]] = (
-            json.loads(path.read_text("utf-8")) if path.exists() else {}
-        )
+        """Run every test without a mutant; return the tests of each function, with their cost."""
+        functions: dict[str, dict[str, float]] = defaultdict(dict)
         set_mutant_under_test("stats")
-        for test in self.items.keys() - known.keys():
+        for test in self.items:
             state()._stats.clear()
             began = time.process_time()
             if self.run(test):
                 sys.exit(f"{test} fails without a mutant")
-            known[test] = time.process_time() - began, sorted(state()._stats)
+            for function in state()._stats:
+                functions[function][test] = time.process_time() - began
         set_mutant_under_test("")
-        path.write_text(json.dumps(known), "utf-8")
-        functions: dict[str, dict[str, float]] = defaultdict(dict)
-        for test in self.items:
-            cpu_s, names = known[test]
-            for name in names:
-                functions[name][test] = cpu_s
         return functions
 
     def judge(self, mutant: str, tests: list[str], writer: int) -> None:
@@ -183,7 +172,8 @@ class Session:
         code = os.waitstatus_to_exitcode(status)
         hung = code in (-signal.SIGPROF, -signal.SIGALRM)
         file.exit_code_by_key[mutant] = TIMEOUT if hung else code if code >= 0 else KILLED
-        file.save()
+        with change_cwd(ROOT):
+            file.save()
 
 
 def main(arguments: list[str]) -> int:

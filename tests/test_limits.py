@@ -240,6 +240,18 @@ async def test_a_caller_that_is_gone_meanwhile_takes_nothing_back(
         assert (await manager.wait(OWNER, "t")).result == "done"
 
 
+async def test_ancestors_are_looked_up_only_where_places_are_bounded(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Without a bound nothing depends on them: the store is not asked."""
+    store = FaultyStore()
+    async with opened(store) as manager:
+        await ended(manager, await manager.start(request(task_id="top"), done))
+        store.break_down("load")
+        await manager.start(request(parent_task_id="top"), done)
+        assert not store.struck
+
+
 async def test_nobody_is_its_own_ancestor(autojump_clock: trio.testing.MockClock) -> None:
     """Nor is one that waits for a place itself: a bound is a bound."""
     async with opened(attempts_total=1) as manager:

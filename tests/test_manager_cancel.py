@@ -27,6 +27,7 @@ from tests.support import (
     stored,
 )
 from trio_bgtasks import (
+    BackgroundExecution,
     CancelRequested,
     CorruptRecord,
     Event,
@@ -37,6 +38,7 @@ from trio_bgtasks import (
     Success,
     TaskNotRunning,
     TaskRecord,
+    TaskResult,
     TaskStatus,
     TaskStore,
     TaskStoreError,
@@ -71,10 +73,11 @@ async def test_a_cancel_that_lost_the_race(autojump_clock: trio.testing.MockCloc
             gate = Gate(result)
             gate.opened.set()
             summary = await ended(manager, await manager.start(request(), gate))
-            with pytest.raises(TaskNotRunning, match=str(summary.status)):
-                await manager.cancel(OWNER, summary.task_id)
-            with pytest.raises(TaskNotRunning, match=str(summary.status)):
-                await manager.cancel_tree(OWNER, summary.task_id)
+            for call in (manager.cancel, manager.cancel_tree):
+                with pytest.raises(TaskNotRunning) as caught:
+                    await call(OWNER, summary.task_id)
+                text = f"is not running (current status: {summary.status})"
+                assert str(caught.value) == f"Task {summary.task_id!r} {text}"
             assert await manager.get(OWNER, summary.task_id) == summary
 
 
@@ -116,6 +119,30 @@ async def test_a_cancel_works_while_the_store_does_not(
     (line, *_) = [r for r in caplog.records if "the cancellation is not" in r.getMessage()]
     fields = [getattr(line, name) for name in ("task_id", "owner_thread_id", "attempt")]
     assert fields == ["t", OWNER, 1]
+
+
+async def test_a_body_is_told_of_a_cancel_that_is_not_stored(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Why it is to stop does not depend on the store."""
+    seen: list[str | None] = []
+
+    async def body(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
+        try:
+            await trio.sleep_forever()
+        finally:
+            seen.append(execution.stopping)
+        raise AssertionError
+
+    store = FaultyStore()
+    async with opened(store) as manager:
+        await manager.start(request(task_id="t"), body)
+        await trio.testing.wait_all_tasks_blocked()
+        store.break_down("apply")
+        await manager.cancel(OWNER, "t")
+        await trio.testing.wait_all_tasks_blocked()
+        store.repair()
+    assert seen == ["cancel"]
 
 
 async def test_a_cancel_for_another_machine_needs_the_store(

@@ -36,6 +36,7 @@ from trio_bgtasks import (
     Cancelled,
     CorruptRecord,
     Event,
+    Failed,
     MemoryTaskStore,
     ParentCancelled,
     Stopped,
@@ -361,6 +362,31 @@ async def test_a_cancel_that_a_corrupt_record_cannot_take_is_let_go(
         assert manager.persistence_error(OWNER, "t") is None
     text = "task t: its cancel is lost: the stored record of task 't' is corrupt: not JSON"
     assert caplog.text.count(text) == 1
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+@pytest.mark.parametrize("outcome", [Success("done"), Failed("no"), Stopped("later")])
+async def test_a_foreground_run_is_answered_as_its_end_will_be_stored(
+    outcome: TaskResult, autojump_clock: trio.testing.MockClock, *, cancelled: bool
+) -> None:
+    """An accepted cancel decides also while the end is not stored; what succeeded, succeeded."""
+    store, body = FaultyStore(), Stubborn(outcome)
+    answers: list[TaskResult] = []
+    async with open_task_manager(store) as manager, trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            answers.append(await manager.run(request(task_id="t"), body))
+
+        nursery.start_soon(run)
+        await body.entered.wait()
+        if cancelled:
+            await manager.cancel(OWNER, "t")
+        store.break_down("apply")
+        body.opened.set()
+        await trio.sleep(1)
+        store.repair()
+    lost = cancelled and not isinstance(outcome, Success)
+    assert answers == [Cancelled() if lost else outcome]
 
 
 async def test_a_cancel_that_lost_its_answer_and_cannot_be_read_back_ends_nothing_else(

@@ -243,6 +243,7 @@ async def test_a_start_of_unknown_answer_keeps_its_id_until_it_is_known(
         assert record.status is TaskStatus.STOPPED
         assert record.attempt == 1 + resume
         assert record.error == "Its start could not be confirmed in time; its body did not run"
+        assert record.output_bytes == 0
     assert not ran.runs
 
 

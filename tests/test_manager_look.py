@@ -93,6 +93,26 @@ async def test_lists_are_in_order_of_creation(autojump_clock: trio.testing.MockC
         assert "foreground" not in [summary.task_id for summary in background]
 
 
+async def test_who_listens_is_told_of_start_and_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Both are news to the owner's subscriber, and to no other's."""
+    gate = Gate()
+    async with (
+        open_task_manager() as manager,
+        manager.subscribe(OWNER) as mine,
+        manager.subscribe(OTHER) as theirs,
+    ):
+        await manager.start(request(task_id="t"), gate)
+        with trio.fail_after(1):
+            assert await mine.receive() == "t"
+            gate.opened.set()
+            assert await mine.receive() == "t"
+        with trio.move_on_after(1) as nothing:
+            await theirs.receive()
+        assert nothing.cancelled_caught
+
+
 async def test_what_has_ended_does_not_run(autojump_clock: trio.testing.MockClock) -> None:
     """An owner all of whose tasks have ended has none that runs, here or elsewhere."""
     store = MemoryTaskStore()

@@ -19,6 +19,7 @@ from tests.support import (
     done,
     ended,
     forever,
+    grow,
     opened,
     request,
     stop,
@@ -254,6 +255,28 @@ async def test_two_close_owners_at_once(autojump_clock: trio.testing.MockClock) 
         body.opened.set()
         await trio.testing.wait_all_tasks_blocked()
         await manager.start(request(), done)
+
+
+async def test_no_task_waits_for_what_it_is_below(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its parent, and the parent's parent, may be waiting for it."""
+    refused: list[str] = []
+
+    async def body(_: BackgroundExecution, __: trio.CancelScope) -> TaskResult:
+        for task_id in ("middle", "top"):
+            with trio.move_on_after(60):
+                try:
+                    await manager.wait(OWNER, task_id)
+                except RuntimeError:
+                    refused.append(task_id)
+        return Success()
+
+    async with open_task_manager() as manager:
+        await grow(manager, "top", "middle<top")
+        below = await manager.start(request(parent_task_id="middle"), body)
+        await ended(manager, below)
+    assert refused == ["middle", "top"]
 
 
 async def test_what_would_wait_for_itself_is_refused(

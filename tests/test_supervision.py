@@ -147,6 +147,7 @@ async def test_an_idle_nursery_is_released(autojump_clock: trio.testing.MockCloc
         assert children_of("trio_bgtasks owner thread-1") == ["trio_bgtasks task a"]
         gate.opened.set()
         await trio.sleep(30)
+        assert children_of("trio_bgtasks owner thread-1") == []
         await manager.start(request(), done)  # not idle for long enough
         await trio.sleep(59)
         assert children_of("trio_bgtasks owner thread-1") == []

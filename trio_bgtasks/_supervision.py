@@ -42,7 +42,6 @@ class Supervisor:
     def __init__(
         self, store: TaskStore, config: ManagerConfig, hints: Hints, waits: StoreWaits
     ) -> None:
-        self._config = config
         self._hints = hints
         self.slots: dict[str, Slot] = {}
         self.owners = Owners(config.owner_idle_s)
