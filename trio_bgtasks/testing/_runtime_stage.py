@@ -14,6 +14,7 @@ from hypothesis.stateful import invariant
 from trio_bgtasks import (
     CheckpointSaved,
     Finished,
+    ManagerClosed,
     Orphaned,
     ParentCancelled,
     Refused,
@@ -328,9 +329,13 @@ class RuntimeStage(TrioStateMachine):
             request = self.world.request(
                 task.task_id, task.owner, resume_attempt=attempt, supports_resume=task.resumable
             )
-            with suppress(Refused):
+            try:
                 await host.manager.start(request, self.world.body(host))
                 won.append(host)
+            except Refused:
+                pass
+            except ManagerClosed as error:
+                raise AssertionError(f"promise 10: it is long closed: {error}\n{task}") from error
 
         async with trio.open_nursery() as nursery:
             for host in where:

@@ -93,7 +93,7 @@ class StoreDisasters(StoreClients):
         killed = Made(client, Sweep(client.executor_id, at_ms, None), "killed")
         begun: SweepReport = killed.call.play(model.copy(), None)
         await self._kill_all([killed], steps)
-        last = await self._sweep_now(None)
+        last = await self._sweep_again(None, self._now_ms())
         seen: SweepReport = last.answer
         # What the next one did not find to do, the killed one has done.
         model.executors.update(dict.fromkeys(begun.fenced, "fenced"))
@@ -138,7 +138,7 @@ class StoreDisasters(StoreClients):
         await self._at_once(made)
         done = any(one.answer is LOST or not isinstance(one.answer, Unsaid) for one in made)
         if again or not done:
-            made.append(last := await self._sweep_now(name))
+            made.append(last := await self._sweep_again(name, at_ms))
             if done and (last.answer.fenced or last.answer.ended):
                 raise broken(view.SWEEP, f"one ended more after another:\n{_told(made)}")
         unheard = [m for m in made if isinstance(m.answer, Unsaid) and m.fate != "fails before"]
@@ -146,9 +146,9 @@ class StoreDisasters(StoreClients):
         self._judge_sweeps(all_of_it, at_least, made)
         await self._check(_told(made))
 
-    async def _sweep_now(self, suspect: str | None) -> Made:
+    async def _sweep_again(self, suspect: str | None, at_ms: int) -> Made:
         client = self._one(0)
-        made = Made(client, Sweep(client.executor_id, self._now_ms(), suspect))
+        made = Made(client, Sweep(client.executor_id, at_ms, suspect))
         await self._make(made)
         if not isinstance(made.answer, SweepReport):
             raise broken(view.SWEEP, f"it failed\n{made}")
