@@ -76,6 +76,15 @@ def test_rules_share_the_run_and_keep_hypothesis_context() -> None:
     assert all(run.over for run in runs)
 
 
+def test_a_failure_is_not_explained_unless_asked_for() -> None:
+    """The test case of a machine has all usual phases but the one that traces every line."""
+
+    class Machine(TrioStateMachine):
+        """Its settings count, not its rules."""
+
+    assert set(Machine.TestCase.settings.phases) == {*settings().phases} - {Phase.explain}
+
+
 def test_a_machine_in_real_time_waits_for_threads() -> None:
     """On a virtual clock the time-out would be over before the thread has begun."""
     answers: list[int] = []

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 import hypothesis.strategies as st
 import trio
+from hypothesis import Phase, settings
 from hypothesis.stateful import (
     INITIALIZE_RULE_MARKER,
     INVARIANT_MARKER,
@@ -72,6 +73,10 @@ class TrioStateMachine(RuleBasedStateMachine):
                 assert await self.cache.get(key) == key.upper()
 
         TestCache = CacheMachine.TestCase
+        TestCache.settings = settings(TestCache.settings, max_examples=200)  # deeper than usual
+
+    The settings of its test case leave `Phase.explain` out, which would take minutes for a failure
+    that is found in seconds. Say what is to be different, as above, and it stays out.
 
     Raises:
         TypeError: a class has an async rule, invariant or precondition without `in_trio`, or a
@@ -93,6 +98,10 @@ class TrioStateMachine(RuleBasedStateMachine):
             _check_async(cls, name)
         if "teardown" in vars(cls):
             cls.teardown = _and_ends_the_run(cls.teardown)  # type: ignore[assignment,method-assign]
+        usual = cls.TestCase.settings
+        # To explain a failure, Hypothesis traces every line of it: minutes, for one of seconds.
+        phases = [phase for phase in usual.phases if phase is not Phase.explain]
+        cls.TestCase.settings = settings(usual, phases=phases)
 
     @property
     def run(self) -> TrioRun:
