@@ -41,7 +41,9 @@ class FileStoreMachine(TaskStoreMachine):
 
 
 TestFileStore = FileStoreMachine.TestCase
-TestFileStore.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+TestFileStore.settings = settings(
+    TestFileStore.settings, max_examples=30, stateful_step_count=20, report_multiple_bugs=False
+)
 
 
 class LastWriteWinsMachine(FileStoreMachine):
