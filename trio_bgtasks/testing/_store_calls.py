@@ -22,6 +22,7 @@ from ._store_model import StoreModel
 MANY = 1000  # more than there is of anything in one example
 OWNERS = ("ann", "bob", "éva")
 KEEP_BYTES = 64  # of each output log
+SPOILED = "changed by the caller, after the call"  # a store that made no copy shows it
 
 
 # ---- calls --------------------------------------------------------------------------------------
@@ -192,12 +193,12 @@ def spoil(thing: Any) -> None:
     parts: Any = thing
     if isinstance(thing, dict):
         spoil([*parts.values()])
-        parts["spoiled"] = True
+        parts[SPOILED] = True
     elif isinstance(thing, list | tuple):
         for item in parts:
             spoil(item)
         if isinstance(thing, list):
-            parts.append("spoiled")
+            parts.append(SPOILED)
     else:
         for field in fields(thing):
             spoil(getattr(thing, field.name))
