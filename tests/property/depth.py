@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine
 
 
 def depth(*, share: float, steps: int) -> settings:
     """Return the settings of a machine that tries its share of the profile's examples."""
     examples = max(1, int(settings().max_examples * share))
-    return settings(max_examples=examples, stateful_step_count=steps)
+    phases = set(settings().phases) - {Phase.explain}  # as `TrioStateMachine` has it
+    return settings(max_examples=examples, stateful_step_count=steps, phases=phases)
 
 
 def deep(
