@@ -40,11 +40,17 @@ class _Process:
         self.stop = trio.Event()
 
     async def live(self, task_status: trio.TaskStatus[None]) -> None:
-        from trio_bgtasks import TaskStoreError, open_task_manager  # noqa: PLC0415 - see above
+        from trio_bgtasks import (  # noqa: PLC0415 - see above
+            ManagerConfig,
+            TaskStoreError,
+            open_task_manager,
+        )
 
+        # A memory store takes an end at once or, after a crash, never: that is not waited for.
+        config = ManagerConfig(shutdown_grace_s=0)
         try:
             with self._scope:
-                async with open_task_manager(self._store) as self.manager:
+                async with open_task_manager(self._store, config=config) as self.manager:
                     task_status.started()
                     await self.stop.wait()
         except TaskStoreError:

@@ -465,3 +465,30 @@ async def test_an_end_that_a_corrupt_record_cannot_take_is_given_up(
 async def _wait_in_vain(manager: BackgroundTaskManager) -> None:
     with pytest.raises(CorruptRecord):
         await manager.wait(OWNER, "bad")
+
+
+class Repairable(CorruptibleStore):
+    """Somebody restores the damaged rows."""
+
+    def repair(self) -> None:
+        """Make every record as it was before it was damaged."""
+        self._damaged.clear()
+
+
+async def test_an_end_that_was_given_up_is_not_that_of_the_next_attempt(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Who closes the owner is told of the attempts that end by that, not of those before."""
+    store = Repairable()
+    with pytest.raises(TaskStoreError, match="1 ends not stored: t: "):
+        async with open_task_manager(store) as manager:
+            await manager.start(request(task_id="t", supports_resume=True), forever)
+            store.corrupt("t")
+            with pytest.raises(TaskStoreError, match="1 ends of owner thread"):
+                await manager.close_owner(OWNER)
+            store.repair()
+            await trio.sleep(20)  # a sweep ends the attempt that nobody runs any more
+            again = request(task_id="t", supports_resume=True, resume_attempt=1)
+            assert (await manager.start(again, forever)).attempt == 2
+            await manager.close_owner(OWNER)
+    assert (await stored(store, "t")).status is TaskStatus.STOPPED

@@ -55,6 +55,18 @@ async def test_a_crash_leaves_an_orphan(
     assert found.status is TaskStatus.STOPPED
 
 
+async def test_a_crash_takes_no_time(
+    task_manager: BackgroundTaskManager,
+    crash: Callable[[], Awaitable[None]],
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Nobody tries to store the ends of a process that is gone: a test on real time goes on."""
+    await task_manager.start(request("ann"), forever)
+    began = trio.current_time()
+    await crash()
+    assert trio.current_time() - began < 1
+
+
 def run_pytest(
     folder: Path, test: str, *options: str, **env: str
 ) -> subprocess.CompletedProcess[str]:

@@ -237,7 +237,7 @@ class Ends:
             self.marked(slot)
 
     def _give_up(self, slot: Slot) -> None:
-        self.given_up[slot.task_id] = slot.persistence_error or ""
+        slot.lost = self.given_up[slot.task_id] = slot.persistence_error or ""
         slot.end_error = slot.mark_error = None
         self.let_go(slot)
 

@@ -250,8 +250,7 @@ class BackgroundTaskManager:
             closing[owner_thread_id] -= 1
             if not closing[owner_thread_id]:
                 del closing[owner_thread_id]
-        given_up = self._supervisor.ends.given_up
-        lost = [f"{s.task_id}: {given_up[s.task_id]}" for s in mine if s.task_id in given_up]
+        lost = [f"{slot.task_id}: {slot.lost}" for slot in mine if slot.lost is not None]
         if lost:
             ends = f"{len(lost)} ends of owner thread {owner_thread_id!r}"
             raise TaskStoreError(f"{ends} are not stored: {'; '.join(lost)}")

@@ -31,8 +31,8 @@ def open_task_manager(
 
     Raises:
         TypeError: ``store`` is no store, or not an open one; ``config`` is no `ManagerConfig`.
-        TaskStoreError: at the start: the store failed; at the end: it refused ends to the last, and
-            the text names those tasks.
+        TaskStoreError: at the start: the store failed; at the end: it refused ends to the last, or
+            their records are corrupt, and the text names those tasks.
         RuntimeError: the block ends within an attempt of the manager itself.
     """
     if store is not None:

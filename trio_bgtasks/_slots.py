@@ -39,6 +39,7 @@ class Slot:
         cancel_at_ms: The time of the accepted, or not yet stored, cancel.
         mark_error: Why the accepted cancel is not stored yet.
         end_error: How the attempt ended, and why that is not stored yet.
+        lost: How the attempt ended, and why that was given up.
         ticket: Its claim to a place.
         running: Is the body running?
         stage: How far it is.
@@ -57,6 +58,7 @@ class Slot:
     cancel_at_ms: int | None = None
     mark_error: str | None = None
     end_error: str | None = None
+    lost: str | None = None
     ticket: Ticket | None = None
     running: bool = False
     stage: int = STARTING

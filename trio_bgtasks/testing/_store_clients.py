@@ -20,7 +20,7 @@ from ._store_calls import MANY, Apply, Call, Collect, Unsaid, brief, spoil
 from ._store_model import StoreModel
 from ._store_reads import Disagreement, Read, look
 from ._store_view import broken
-from ._store_wishes import Fate, Scene, Wish, fates, wishes
+from ._store_wishes import PLAIN, Fate, Scene, Wish, fates, wishes
 from ._trio_machine import TrioStateMachine
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -211,6 +211,15 @@ class StoreClients(TrioStateMachine):
 
     async def _alone(self, wish: Wish, client: int = 0) -> None:
         await self._together([self._made(Request(wish, client))])
+
+    async def _write(self, client: int, pieces: Iterable[Wish]) -> None:
+        """Write pieces of the newest task; of a new one if that does not run any more."""
+        _, record = self._scene(client).task(0)
+        executor_id = "" if record is None else record.executor_id or ""
+        if self._model.executors.get(executor_id) != "alive":
+            await self._alone(PLAIN, client)
+        for piece in pieces:
+            await self._alone(piece, client)
 
     async def _together(self, made: list[Made]) -> None:
         """Make the calls at the same time, and find the order that explains what they did."""

@@ -21,7 +21,6 @@ from trio_bgtasks import (
     Registered,
     Stopped,
     Success,
-    TaskStatus,
 )
 
 from . import _store_view as view
@@ -124,11 +123,7 @@ class TaskStoreMachine(StoreReaders, StoreDisasters):
     @in_trio
     async def write(self, client: int, pieces: list[wish.Write]) -> None:
         """A running task says more and more."""
-        _, record = self._scene(client).task(0)
-        if record is None or record.status is not TaskStatus.RUNNING:
-            await self._alone(wish.PLAIN, client)
-        for piece in pieces:
-            await self._alone(piece, client)
+        await self._write(client, pieces)
 
     @rule(
         parent=wish.starts,

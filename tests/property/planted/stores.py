@@ -323,6 +323,22 @@ class CommitsTooLate(MemoryTaskStore):
         self._records.update(self._undo)
 
 
+class ForgetsWhenItIsClosed(CommitsTooLate):
+    """Answers, and commits with the next call: when all have closed it, the last is forgotten."""
+
+    @asynccontextmanager
+    async def executor(
+        self, terms: LeaseTerms, clock_ms: Callable[[], int] = wall_clock_ms
+    ) -> AsyncGenerator[ExecutorHandle, None]:
+        async with super().executor(terms, clock_ms) as handle:
+            yield handle
+        if all(executor.fenced for executor in self._executors.values()):
+            self._records.update(self._undo)
+
+    def crash(self, executor_id: str) -> None:
+        MemoryTaskStore.crash(self, executor_id)
+
+
 class SweepsByHalf(MemoryTaskStore):
     """Leaves the tasks of the dead to the sweep that found them, also if that was cut off."""
 
@@ -406,6 +422,7 @@ PLANTED: list[tuple[type[MemoryTaskStore], str]] = [
     (CountsPassedOver, "every ended attempt is announced"),
     (DiesInTheMiddle, "the journal has|nothing else is"),
     (CommitsTooLate, "nothing else is|one transaction"),
+    (ForgetsWhenItIsClosed, "nothing else is"),
     (SweepsByHalf, "a sweep ends|one transaction|answered as"),
     (TakesAwayWhatItShows, "every ended attempt is announced"),
     (RegistersForEver, "a sweep ends"),
