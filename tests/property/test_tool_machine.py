@@ -38,7 +38,7 @@ from trio_bgtasks import (
     ToolResult,
     background_tool,
 )
-from trio_bgtasks.testing import BackgroundToolMachine, _tool_machine, strategies
+from trio_bgtasks.testing import BackgroundToolMachine, _tool_machine, _trio_run, strategies
 from trio_bgtasks.tools import ShellTool
 
 QUICK = settings(
@@ -77,6 +77,28 @@ def test_a_tool_that_blocks_the_loop_is_found(monkeypatch: pytest.MonkeyPatch) -
     text = r"BlocksTheLoop is not cancellable: it blocks the loop: for 0.\d s"
     with pytest.raises(AssertionError, match=text):
         run_state_machine_as_test(machine_for(BlocksTheLoop), settings=QUICK)
+
+
+@background_tool(supports_resume=True)
+async def count_steps(limit: int) -> int:
+    """Count, and let others run."""
+    for _ in range(limit):
+        await trio.lowlevel.checkpoint()
+    return limit
+
+
+class CountStepsMachine(BackgroundToolMachine):
+    arguments = st.just({"limit": 100})
+
+    def make_tool(self) -> BackgroundExecutable[Any]:
+        return count_steps
+
+
+def test_many_short_runs_are_no_livelock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tool that never waits for time may be interrupted at all its steps."""
+    monkeypatch.setattr(_trio_run, "TURNS", 1000)  # more than one run of it takes
+    how = settings(QUICK, max_examples=4, stateful_step_count=6)
+    run_state_machine_as_test(CountStepsMachine, settings=how)
 
 
 def test_a_tool_is_interrupted_at_each_await_in_each_way() -> None:

@@ -119,11 +119,17 @@ class TaskStoreMachine(StoreReaders, StoreDisasters):
         await self._alone(attrs.evolve(end, task=0, late=0, who="its own"))
         await self._alone(attrs.evolve(forget, owner="ann"))
 
-    @rule(client=CLIENTS, pieces=st.lists(wish.pieces, min_size=1, max_size=4))
+    @rule(
+        client=CLIENTS,
+        pieces=st.lists(wish.pieces, min_size=1, max_size=4),
+        offset=st.integers(-90, 90),
+        limit=st.integers(1, 30),
+    )
     @in_trio
-    async def write(self, client: int, pieces: list[wish.Write]) -> None:
-        """A running task says more and more."""
+    async def write(self, client: int, pieces: list[wish.Write], offset: int, limit: int) -> None:
+        """A running task says more and more; its log is read from the middle, or its end."""
         await self._write(client, pieces)
+        await self._read_output(0, offset, limit)
 
     @rule(
         parent=wish.starts,

@@ -30,6 +30,7 @@ from ._processes import MARK, Marked
 from ._tool_calls import HOWS, OWNER, Call, How, Process, Task, outcome_of
 from ._tool_watch import SPINS, Attempt, NotingStore, watched
 from ._trio_machine import TrioStateMachine, in_trio
+from ._trio_run import NO_TIME_S
 
 # A run that nobody interrupts ends within this, in the tool's own time.
 RUN_S = 3000.0
@@ -234,6 +235,7 @@ class BackgroundToolMachine(TrioStateMachine):
         self, task: Task, *, background: bool = True, how: How | None = None, at: int = 0
     ) -> None:
         """Run the next attempt of a task to its end, interrupted at a step; check it."""
+        await trio.sleep(2 * NO_TIME_S)  # many runs in which no time passes are no livelock
         process = await self._living_process()
         arguments = copy.deepcopy(self._arguments)
         if task.attempts:

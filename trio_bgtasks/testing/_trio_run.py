@@ -104,7 +104,7 @@ class TrioRun:
         self.over = True
         stuck: str | None = self._switch(None)
         if stuck is not None:
-            raise Deadlock(f"not ended by its cancellation in {self._patience_s:.0f} s: {stuck}")
+            raise Deadlock(f"not ended by its cancellation in {self._patience_s:g} s: {stuck}")
         if self._crash is not None:
             raise self._crash
 

@@ -339,6 +339,16 @@ class ForgetsWhenItIsClosed(CommitsTooLate):
         MemoryTaskStore.crash(self, executor_id)
 
 
+class CountsFromTheEndOfWhatIsKept(MemoryTaskStore):
+    """Takes an offset from the end for one from the beginning of what is still there."""
+
+    async def read_output(self, task_id: str, *, offset: int, limit: int) -> OutputPage:
+        log = self._output.get(task_id)
+        if offset < 0 and log is not None:
+            offset = max(0, log.kept + offset)
+        return await super().read_output(task_id, offset=offset, limit=limit)
+
+
 class SweepsByHalf(MemoryTaskStore):
     """Leaves the tasks of the dead to the sweep that found them, also if that was cut off."""
 
@@ -416,13 +426,14 @@ PLANTED: list[tuple[type[MemoryTaskStore], str]] = [
     (SweepsOnce, "a sweep ends"),
     (ForgetsTheJournal, "the journal has"),
     (RetiresNobody, "answered as the lifecycle says"),
-    (CollectsAncestors, "answered as the lifecycle says"),
+    (CollectsAncestors, "answered as the lifecycle says|one transaction"),
     (NumbersFromTheCount, "sequence numbers grow"),
     (MixesUpZeros, "one transaction|answered as the lifecycle says"),
     (CountsPassedOver, "every ended attempt is announced"),
     (DiesInTheMiddle, "the journal has|nothing else is"),
     (CommitsTooLate, "nothing else is|one transaction"),
     (ForgetsWhenItIsClosed, "nothing else is"),
+    (CountsFromTheEndOfWhatIsKept, "the output log"),
     (SweepsByHalf, "a sweep ends|one transaction|answered as"),
     (TakesAwayWhatItShows, "every ended attempt is announced"),
     (RegistersForEver, "a sweep ends"),
