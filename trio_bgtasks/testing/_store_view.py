@@ -118,7 +118,8 @@ def _complaint_of_lists(model: StoreModel, view: View) -> tuple[str, str] | None
         if wrong is not None:
             return wrong[0], f"children({parent!r}): {wrong[1]}"
     for executor_id, marks in view.marks.items():
-        if len(marks) != len(set(marks)) or set(marks) ^ model.marks(executor_id) > model.corrupt:
+        wrong_ones = set(marks) ^ model.marks(executor_id)
+        if len(marks) != len(set(marks)) or not wrong_ones <= model.corrupt:
             return KEPT, (
                 f"cancel_marks({executor_id!r}) should be {sorted(model.marks(executor_id))}, "
                 f"but: {marks}"
