@@ -124,7 +124,7 @@ class MigratedMachine(SqliteMachine):
 TestMemory = deep(MemoryMachine, share=1.0, steps=25)
 TestWrapped = deep(WrappedMachine, share=0.1, steps=25)
 TestSqlite = deep(SqliteMachine, share=0.25, steps=25)
-TestKilled = deep(KilledMachine, share=0.1, steps=25)
+TestKilled = deep(KilledMachine, share=0.05, steps=25)
 
 
 @pytest.mark.machine
