@@ -77,6 +77,20 @@ class Gate:
 
 
 @attrs.define(eq=False)
+class Told:
+    """A body that runs until it is cancelled; ``reasons`` is what it was told of why, each time."""
+
+    reasons: list[str | None] = attrs.field(factory=list[str | None])
+
+    async def __call__(self, execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.reasons.append(execution.stopping)
+        raise AssertionError
+
+
+@attrs.define(eq=False)
 class Stubborn:
     """A body that ends when it is let go, and not before, whoever cancels it."""
 

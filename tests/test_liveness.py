@@ -21,6 +21,7 @@ from tests.support import (
     StallingStore,
     StoreWrapper,
     Stubborn,
+    Told,
     assert_idle,
     done,
     ended,
@@ -499,15 +500,7 @@ async def test_a_cancel_from_elsewhere_is_told_as_one(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The body sees why it is to stop; a mark of what does not run here is passed over."""
-    seen: list[str | None] = []
-
-    async def body(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
-        try:
-            await trio.sleep_forever()
-        finally:
-            seen.append(execution.stopping)
-        raise AssertionError
-
+    body = Told()
     store = MemoryTaskStore()
     async with opened(store, sweep_s=1e6) as there, opened(store) as here:
         await leave_behind(there, store, "left")
@@ -516,7 +509,7 @@ async def test_a_cancel_from_elsewhere_is_told_as_one(
         for task_id in ("left", "t"):
             await here.cancel(OWNER, task_id)
         assert (await here.wait(OWNER, "t")).status is TaskStatus.CANCELLED
-    assert seen == ["cancel"]
+    assert body.reasons == ["cancel"]
     assert "poll for cancels failed" not in caplog.text
 
 

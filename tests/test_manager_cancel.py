@@ -16,6 +16,7 @@ from tests.support import (
     Gate,
     StoreWrapper,
     Stubborn,
+    Told,
     assert_idle,
     done,
     ended,
@@ -27,7 +28,6 @@ from tests.support import (
     stored,
 )
 from trio_bgtasks import (
-    BackgroundExecution,
     CancelRequested,
     CorruptRecord,
     Event,
@@ -38,7 +38,6 @@ from trio_bgtasks import (
     Success,
     TaskNotRunning,
     TaskRecord,
-    TaskResult,
     TaskStatus,
     TaskStore,
     TaskStoreError,
@@ -125,15 +124,7 @@ async def test_a_body_is_told_of_a_cancel_that_is_not_stored(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Why it is to stop does not depend on the store."""
-    seen: list[str | None] = []
-
-    async def body(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
-        try:
-            await trio.sleep_forever()
-        finally:
-            seen.append(execution.stopping)
-        raise AssertionError
-
+    body = Told()
     store = FaultyStore()
     async with opened(store) as manager:
         await manager.start(request(task_id="t"), body)
@@ -142,7 +133,7 @@ async def test_a_body_is_told_of_a_cancel_that_is_not_stored(
         await manager.cancel(OWNER, "t")
         await trio.testing.wait_all_tasks_blocked()
         store.repair()
-    assert seen == ["cancel"]
+    assert body.reasons == ["cancel"]
 
 
 async def test_a_cancel_for_another_machine_needs_the_store(

@@ -19,6 +19,7 @@ from tests.support import (
     Gate,
     StoreWrapper,
     Stubborn,
+    Told,
     assert_idle,
     done,
     forever,
@@ -288,19 +289,12 @@ async def test_an_end_that_finds_itself_fenced_tells_the_executor(
             return await super().apply(task_id, event)
 
     async with opened(Late()) as manager:
-        first, seen = manager.statistics().executor_id, list[str | None]()
-
-        async def body(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
-            try:
-                await trio.sleep_forever()
-            finally:
-                seen.append(execution.stopping)
-            raise AssertionError
-
+        first = manager.statistics().executor_id
+        body = Told()
         await manager.start(request(), body)
         await manager.start(request(), done)
         await trio.testing.wait_all_tasks_blocked()
-        assert seen == ["fenced"]
+        assert body.reasons == ["fenced"]
         assert_idle(manager)
         assert manager.statistics().write_retries == 0
         assert manager.statistics().executor_id != first

@@ -9,7 +9,7 @@ import attrs
 from trio_bgtasks import CorruptRecord, Event, MemoryTaskStore, TaskRecord, TaskStatus
 from trio_bgtasks.stores import RecordPage, SweepReport
 
-_PAGE = 200
+from ._faulty import PAGE
 
 
 class CorruptibleStore(MemoryTaskStore):
@@ -44,7 +44,7 @@ class CorruptibleStore(MemoryTaskStore):
         owner_thread_id: str,
         *,
         after: int = 0,
-        limit: int = _PAGE,
+        limit: int = PAGE,
         status: TaskStatus | None = None,
         task_type: str | None = None,
     ) -> RecordPage:
@@ -60,7 +60,7 @@ class CorruptibleStore(MemoryTaskStore):
         ]
         return self._with_corrupt(page, there)
 
-    async def children(self, task_id: str, *, after: int = 0, limit: int = _PAGE) -> RecordPage:
+    async def children(self, task_id: str, *, after: int = 0, limit: int = PAGE) -> RecordPage:
         """See `TaskStore.children`."""
         page = await super().children(task_id, after=after, limit=limit)
         return self._with_corrupt(page, super()._rows(self._by_parent.get(task_id, []), after))

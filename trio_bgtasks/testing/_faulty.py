@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 Fault: TypeAlias = Literal["before", "after", "hang", "hang after", "slow", "wait"]
 
-_PAGE = 200
+PAGE = 200
 _SLOW_S = 10.0
 
 
@@ -67,7 +67,7 @@ class StoreWrapper:
         owner_thread_id: str,
         *,
         after: int = 0,
-        limit: int = _PAGE,
+        limit: int = PAGE,
         status: TaskStatus | None = None,
         task_type: str | None = None,
     ) -> RecordPage:
@@ -79,7 +79,7 @@ class StoreWrapper:
             ),
         )
 
-    async def children(self, task_id: str, *, after: int = 0, limit: int = _PAGE) -> RecordPage:
+    async def children(self, task_id: str, *, after: int = 0, limit: int = PAGE) -> RecordPage:
         """See `TaskStore.children`."""
         return await self.around(
             "children", lambda: self.inner.children(task_id, after=after, limit=limit)
@@ -96,7 +96,7 @@ class StoreWrapper:
         )
 
     async def notices(
-        self, owner_thread_id: str, *, limit: int = _PAGE, background_only: bool = False
+        self, owner_thread_id: str, *, limit: int = PAGE, background_only: bool = False
     ) -> list[Notice]:
         """See `TaskStore.notices`."""
         return await self.around(
@@ -113,7 +113,7 @@ class StoreWrapper:
         )
 
     async def collect(
-        self, owner_thread_id: str | None, *, ended_before_ms: int, limit: int = _PAGE
+        self, owner_thread_id: str | None, *, ended_before_ms: int, limit: int = PAGE
     ) -> list[str]:
         """See `TaskStore.collect`."""
         return await self.around(
@@ -123,7 +123,7 @@ class StoreWrapper:
             ),
         )
 
-    async def owners(self, *, after: str = "", limit: int = _PAGE) -> list[str]:
+    async def owners(self, *, after: str = "", limit: int = PAGE) -> list[str]:
         """See `TaskStore.owners`."""
         return await self.around("owners", lambda: self.inner.owners(after=after, limit=limit))
 
