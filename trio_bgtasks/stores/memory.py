@@ -473,7 +473,10 @@ def _private(record: TaskRecord) -> TaskRecord:
     """Return the record with JSON of its own, so that its owner may change what it was handed."""
     own = evolved(record)
     fields = own.__dict__
-    for name in _JSON_FIELDS:
-        if fields[name] is not None:
-            fields[name] = clone_json(fields[name])
+    fields["args"] = clone_json(args) if (args := fields["args"]) else {}
+    fields["metadata"] = clone_json(metadata) if (metadata := fields["metadata"]) else {}
+    if (result := fields["result"]) is not None:
+        fields["result"] = clone_json(result)
+    if (checkpoint := fields["checkpoint"]) is not None:
+        fields["checkpoint"] = clone_json(checkpoint)
     return own
