@@ -828,6 +828,30 @@ async def test_a_supplied_scope_that_is_in_use_fails_the_task(
         assert summary.error.startswith("RuntimeError: ")
 
 
+@pytest.mark.parametrize("then", ["shutdown", "owner close"])
+async def test_a_supplied_scope_that_is_cancelled_before_the_runtime_ends_its_body(
+    then: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It was a cancel, and stays one, also if its body takes until a close to tidy up."""
+    scope, store = trio.CancelScope(), MemoryTaskStore()
+
+    async def body(given: trio.CancelScope) -> TaskResult:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1)
+
+    async with open_task_manager(store) as manager:
+        task_id = await manager.spawn(OWNER, "work", "", body, cancel_scope=scope)
+        await trio.testing.wait_all_tasks_blocked()
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        if then == "owner close":
+            await manager.close_owner(OWNER)
+    assert (await stored(store, task_id)).status is TaskStatus.CANCELLED
+
+
 async def test_a_supplied_scope_whose_body_succeeds(autojump_clock: trio.testing.MockClock) -> None:
     """Work that was finished although its scope was cancelled counts."""
     scope = trio.CancelScope()

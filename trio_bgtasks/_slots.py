@@ -66,9 +66,15 @@ class Slot:
 
     def stop(self, reason: str) -> None:
         """Note why, then cancel the attempt's scope. The order is the promise."""
+        self.note_unasked_cancel()
         self.reasons.add(reason)
         self.scope.cancel(reason=f"trio_bgtasks: {reason} of task {self.task_id}")
         self._wake()
+
+    def note_unasked_cancel(self) -> None:
+        """Note a cancel by whoever owns the scope, unless it was cancelled for a reason before."""
+        if not self.reasons and self.scope.cancel_called:
+            self.reasons.add("cancel")
 
     def advance(self, stage: int) -> None:
         """Note how far the slot is, and wake who waits for that."""

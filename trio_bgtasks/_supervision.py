@@ -185,8 +185,7 @@ class Supervisor:
 
     def _note_unasked_cancel(self, slot: Slot, end: BodyEnd) -> None:
         """Name a cancellation that did not come through the manager."""
-        if not slot.reasons and slot.scope.cancel_called:
-            slot.reasons.add("cancel")  # by whoever owns the scope
+        slot.note_unasked_cancel()
         if slot.background and end.raised is None:
             return  # as it is with most
         if _caller_is_cancelled(slot) or end.has(trio.Cancelled):

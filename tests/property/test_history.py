@@ -154,3 +154,84 @@ async def test_an_end_for_no_reason(
     await manager.unrecorded.close_owner(OWNER)  # past the history
     with pytest.raises(AssertionError, match="promise 9: attempt 1 is stopped, should be running"):
         await check_history(history, store)
+
+
+async def forever(_: trio.CancelScope) -> TaskResult:
+    """Wait until it is cancelled."""
+    await trio.sleep_forever()
+    return Success()
+
+
+async def test_a_spawn_is_recorded(
+    manager: RecordedManager, store: Forgetful, history: History, autojump_clock: object
+) -> None:
+    """Its body, whose child it is, and the cancel of the scope that its caller gave to it."""
+    scope = trio.CancelScope()
+
+    async def spawning(_: BackgroundExecution, __: trio.CancelScope) -> TaskResult:
+        return Success(await manager.spawn(OWNER, "work", "", forever, cancel_scope=scope))
+
+    await manager.start(request(task_id="t"), spawning)
+    task_id = (await manager.wait(OWNER, "t")).result
+    await trio.testing.wait_all_tasks_blocked()
+    task = history.tasks[task_id]
+    assert (task.parent, task.started, task.live) == ("t", {1: 1}, True)
+    history.scope_cancelled(task)
+    scope.cancel()
+    assert (await manager.wait(OWNER, task_id)).status == "cancelled"
+    await check_history(history, store)
+    assert f"its scope cancelled at {task.scope_cancelled}" in str(task)
+
+
+async def test_a_spawn_in_a_cancelled_scope(
+    manager: RecordedManager, store: Forgetful, history: History, autojump_clock: object
+) -> None:
+    """Nobody has to note that it was cancelled: that can be seen."""
+    scope = trio.CancelScope()
+    scope.cancel()
+    await manager.spawn(OWNER, "work", "", forever, task_id="t", cancel_scope=scope)
+    await manager.wait(OWNER, "t")
+    assert not history.tasks["t"].runs
+    assert history.tasks["t"].scope_cancelled is not None
+    await check_history(history, store)
+
+
+async def test_a_cancelled_scope_that_cancels_nothing(
+    manager: RecordedManager, store: Forgetful, history: History, autojump_clock: object
+) -> None:
+    """A body in a scope that was cancelled succeeds or is cancelled; all else breaks promise 5."""
+    ending = trio.Event()
+
+    async def stopping(_: trio.CancelScope) -> TaskResult:
+        await ending.wait()
+        return Stopped("for now")
+
+    await manager.spawn(OWNER, "work", "", stopping, task_id="t")
+    await trio.testing.wait_all_tasks_blocked()
+    history.scope_cancelled(history.tasks["t"])  # another one was
+    ending.set()
+    await manager.wait(OWNER, "t")
+    with pytest.raises(
+        AssertionError, match="promise 5: attempt 1 is stopped, should be cancelled"
+    ):
+        await check_history(history, store)
+
+
+async def test_a_scope_that_is_cancelled_too_late(
+    manager: RecordedManager, store: Forgetful, history: History, autojump_clock: object
+) -> None:
+    """That is no cancel of what has ended, or of what something else ends already."""
+
+    async def done(_: trio.CancelScope) -> TaskResult:
+        return Success()
+
+    await manager.spawn(OWNER, "work", "", done, task_id="t")
+    await manager.wait(OWNER, "t")
+    await manager.spawn(OWNER, "work", "", forever, task_id="u")
+    await trio.testing.wait_all_tasks_blocked()
+    history.may_end("owner close", machine="", owner=OWNER)
+    for task in history.tasks.values():
+        history.scope_cancelled(task)
+        assert (task.scope_cancelled, task.cancel_asked) == (None, None)
+    await manager.close_owner(OWNER)
+    await check_history(history, store)

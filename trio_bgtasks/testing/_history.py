@@ -7,6 +7,7 @@ end because its body ended, an answer because a caller was given it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any, Literal, TypeAlias, cast
 
 import attrs
@@ -21,6 +22,7 @@ from trio_bgtasks import (
 )
 
 Body: TypeAlias = Callable[[BackgroundExecution, trio.CancelScope], Awaitable[TaskResult]]
+SpawnedBody: TypeAlias = Callable[[trio.CancelScope], Awaitable[TaskResult]]
 Cause: TypeAlias = Literal["owner close", "shutdown", "caller", "deadline"]
 
 
@@ -113,6 +115,8 @@ class TaskHistory:
         started: The attempts whose start was answered, each with the number of the answers.
         cancel_asked: When a cancel was asked for first, of those that were not refused.
         cancel_accepted: When somebody was told first that a cancel is accepted.
+        scope_cancelled: When the scope that it was spawned with was cancelled, if it ran, or was
+            about to, and nothing else was to end it.
         told: What anybody was told of it, by attempt and status.
         announced: How often the notice of each attempt was taken, and with which status.
         unsure: Attempts whose notice was handed out, but perhaps not acknowledged.
@@ -131,6 +135,7 @@ class TaskHistory:
     started: dict[int, int] = attrs.field(factory=dict[int, int])
     cancel_asked: int | None = None
     cancel_accepted: int | None = None
+    scope_cancelled: int | None = None
     told: dict[tuple[int, TaskStatus], TaskSummary] = attrs.field(
         factory=dict[tuple[int, TaskStatus], TaskSummary]
     )
@@ -168,6 +173,8 @@ class TaskHistory:
         if self.cancel_asked is not None:
             told = "" if self.cancel_accepted is None else f", accepted at {self.cancel_accepted}"
             lines.append(f"  cancel asked at {self.cancel_asked}{told}")
+        if self.scope_cancelled is not None:
+            lines.append(f"  its scope cancelled at {self.scope_cancelled}")
         if self.damaged is not None:
             lines.append(f"  record damaged at {self.damaged}")
         lines += [f"  told that attempt {n} is {status}" for n, status in self.told]
@@ -180,8 +187,8 @@ class History:
 
     `body` records what a tool sees, a `RecordedManager` what callers are answered. Several managers
     may be recorded into one history, each under a name of its own. What is done to a manager as a
-    whole, or to a record, is noted by hand, before it is done: `may_end` and `closed`, `lost`,
-    `suspended`, `damaged`.
+    whole, to a record, or to the scope of a spawn, is noted by hand, before it is done: `may_end`
+    and `closed`, `lost`, `suspended`, `damaged`, `scope_cancelled`.
     """
 
     def __init__(self) -> None:
@@ -220,35 +227,52 @@ class History:
         """
 
         async def recorded(execution: BackgroundExecution, scope: trio.CancelScope) -> TaskResult:
-            run = self._began(execution, machine, background=background)
+            task = self.task(execution.task_id, execution.owner_thread_id)
+            task.parent = execution.parent_task_id
+            run = Run(
+                task,
+                execution.attempt,
+                machine,
+                background,
+                execution.is_resume,
+                execution.checkpoint,
+                self.tick(),
+            )
             handed = cast("BackgroundExecution", _RecordedExecution(execution, run, self))
-            try:
-                run.outcome = await body(handed, scope)
-            except BaseException as error:
-                run.raised = error
-                raise
-            finally:
-                run.ended = self.tick()
-                now = trio.current_time()
-                run.cancelled = scope.cancel_called or trio.current_effective_deadline() <= now
-            return run.outcome
+            return await self._watched(run, scope, partial(body, handed, scope))
 
         return recorded
 
-    def _began(self, execution: BackgroundExecution, machine: str, *, background: bool) -> Run:
-        task = self.task(execution.task_id, execution.owner_thread_id)
-        task.parent = execution.parent_task_id
-        run = Run(
-            task,
-            execution.attempt,
-            machine,
-            background,
-            execution.is_resume,
-            execution.checkpoint,
-            self.tick(),
-        )
-        task.runs.append(run)
-        return run
+    def spawned(
+        self, body: SpawnedBody, task_id: str, owner: str, parent: str | None, *, machine: str = ""
+    ) -> SpawnedBody:
+        """Return the ``body`` of a spawn, recorded: its start and its end.
+
+        It is told of a scope only, so whose it is, is said here.
+        """
+
+        async def recorded(scope: trio.CancelScope) -> TaskResult:
+            task = self.task(task_id, owner)
+            task.parent = parent
+            run = Run(task, 1, machine, True, False, None, self.tick())  # noqa: FBT003
+            return await self._watched(run, scope, partial(body, scope))
+
+        return recorded
+
+    async def _watched(
+        self, run: Run, scope: trio.CancelScope, body: Callable[[], Awaitable[TaskResult]]
+    ) -> TaskResult:
+        run.task.runs.append(run)
+        try:
+            run.outcome = await body()
+        except BaseException as error:
+            run.raised = error
+            raise
+        finally:
+            run.ended = self.tick()
+            now = trio.current_time()
+            run.cancelled = scope.cancel_called or trio.current_effective_deadline() <= now
+        return run.outcome
 
     # ---- what callers are answered ------------------------------------------------------------
 
@@ -267,6 +291,17 @@ class History:
         now = self.tick()
         task.cancel_asked = task.cancel_asked or now
         task.cancel_accepted = task.cancel_accepted or now
+
+    def scope_cancelled(self, task: TaskHistory) -> None:
+        """Note that the scope that a task was spawned with is cancelled by whoever gave it.
+
+        That is a cancel, unless its body has ended, or something else was to end it before.
+        """
+        if any(run.ended is not None or not run.undisturbed or run.causes for run in task.runs):
+            return
+        now = self.tick()
+        task.cancel_asked = task.cancel_asked or now
+        task.scope_cancelled = task.scope_cancelled or now
 
     def below(self, root: TaskHistory) -> list[TaskHistory]:
         """Return a task and everything that was started below it."""

@@ -292,6 +292,8 @@ def may_end_as(run: Run) -> set[TaskStatus]:
     own = TaskStatus.FAILED
     if run.outcome is not None:
         own = _STATUS[type(run.outcome)]
+    if task.scope_cancelled is not None and run.undisturbed and own is not TaskStatus.COMPLETED:
+        return {TaskStatus.CANCELLED}
     allowed: set[TaskStatus] = {TaskStatus.CANCELLED} if task.cancel_asked else set()
     if run.causes and run.cancelled and own is not TaskStatus.COMPLETED:
         allowed |= {TaskStatus.FAILED if run.causes == {"deadline"} else TaskStatus.STOPPED}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
 
 import trio
 
@@ -18,7 +20,7 @@ from trio_bgtasks import (
     TaskSummary,
 )
 
-from ._history import Body, History, Run, TaskHistory
+from ._history import Body, History, Run, SpawnedBody, TaskHistory
 
 
 class RecordedManager:
@@ -34,9 +36,12 @@ class RecordedManager:
         self._machine = machine
 
     def _recorded(self, body: Body, *, background: bool) -> Body:
+        self._note_executor()
+        return self._history.body(body, machine=self._machine, background=background)
+
+    def _note_executor(self) -> None:
         executors = self._history.machines.setdefault(self._machine, set())
         executors.add(self.unrecorded.statistics().executor_id)
-        return self._history.body(body, machine=self._machine, background=background)
 
     async def start(self, request: StartRequest, body: Body) -> TaskSummary:
         """See `BackgroundTaskManager.start`; the body is recorded."""
@@ -48,6 +53,46 @@ class RecordedManager:
             task.resumable = request.supports_resume
         self._history.told(request.owner_thread_id, summary)
         return summary
+
+    async def spawn(
+        self,
+        owner_thread_id: str,
+        task_type: str,
+        description: str,
+        body: SpawnedBody,
+        *,
+        task_id: str | None = None,
+        parent_task_id: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        cancel_scope: trio.CancelScope | None = None,
+    ) -> str:
+        """See `BackgroundTaskManager.spawn`; the body is recorded.
+
+        Whoever cancels ``cancel_scope`` afterwards notes that by `History.scope_cancelled`.
+        """
+        self._note_executor()
+        if task_id is None:
+            task_id = f"bg_{uuid4().hex}"  # the body is not told its own
+        if parent_task_id is None:
+            parent_task_id = self.unrecorded.current_task_id()
+        answer = await self.unrecorded.spawn(
+            owner_thread_id,
+            task_type,
+            description,
+            self._history.spawned(
+                body, task_id, owner_thread_id, parent_task_id, machine=self._machine
+            ),
+            task_id=task_id,
+            parent_task_id=parent_task_id,
+            metadata=metadata,
+            cancel_scope=cancel_scope,
+        )
+        task = self._history.task(answer, owner_thread_id)
+        task.parent = parent_task_id
+        task.started[1] = task.started.get(1, 0) + 1
+        if cancel_scope is not None and cancel_scope.cancel_called:
+            self._history.scope_cancelled(task)  # before its body could begin
+        return answer
 
     async def run(self, request: StartRequest, body: Body) -> TaskResult:
         """See `BackgroundTaskManager.run`; the body is recorded."""

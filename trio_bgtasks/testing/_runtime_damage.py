@@ -12,12 +12,13 @@ from hypothesis.stateful import precondition, rule
 from trio_bgtasks import CorruptRecord, ParentCancelled, Refused, TaskNotStopped, TaskSummary
 
 from ._history import TaskHistory
-from ._runtime_stage import RuntimeStage, few, newest, owners, some
-from ._runtime_world import Host
+from ._runtime_cast import RuntimeCast, few, newest, owners, some
+from ._runtime_stage import RuntimeStage
+from ._runtime_world import CLOSED_S, Host
 from ._trio_machine import in_trio
 
 
-def damageable(self: RuntimeStage) -> list[TaskHistory]:
+def damageable(self: RuntimeCast) -> list[TaskHistory]:
     """Return the tasks whose record can be damaged; a few are enough for the others to suffer."""
     able = hasattr(self.world.store, "corrupt") and len(self.damaged) < 3
     return self.tasks if able else []
@@ -61,13 +62,18 @@ class DamageRules(RuntimeStage):
         """It is called corrupt, except where it runs: there it is said that nothing is stored."""
         where, chosen = self.host(host), newest(self.damaged, task)
         await trio.sleep(1)  # that an end just now cannot be stored has been found out
+        await trio.testing.wait_all_tasks_blocked()
         runs = any(run.live and run.machine == where.name for run in chosen.runs)
-        try:
-            answer: object = await self.ask_for(chosen, where, how)
-        except CorruptRecord:
-            return
-        except Refused as refusal:
-            answer = refusal
+        answer: object = None
+        with trio.move_on_after(CLOSED_S) as patience:
+            try:
+                answer = await self.ask_for(chosen, where, how)
+            except CorruptRecord:
+                return
+            except Refused as refusal:
+                answer = refusal
+        unanswered = patience.cancelled_caught
+        assert not unanswered, f"promise 12: it is damaged, and {how}() is never answered\n{chosen}"
         unsaved = isinstance(answer, TaskSummary) and answer.persistence_error is not None
         told = runs and (unsaved or isinstance(answer, TaskNotStopped))
         assert told, f"promise 12: it is damaged, and the answer was {answer!r}\n{chosen}"

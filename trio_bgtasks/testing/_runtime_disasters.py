@@ -10,6 +10,7 @@ import trio.testing
 from hypothesis.stateful import precondition, rule
 
 from trio_bgtasks import (
+    LeaseTerms,
     Success,
     TaskError,
     TaskStatus,
@@ -19,21 +20,18 @@ from trio_bgtasks import (
 
 from ._faulty import Fault
 from ._history import TaskHistory
-from ._runtime_stage import (
-    OWNERS,
-    RuntimeStage,
-    few,
-    newest,
-    orders,
-    some,
-)
+from ._runtime_cast import OWNERS, few, newest, orders, some
+from ._runtime_stage import RuntimeStage
 from ._runtime_world import TIDY_S, Host, Order
 from ._trio_machine import in_trio
 
 FAULTS: list[Fault] = ["before", "after", "hang", "hang after", "slow", "wait"]
+# So long after its crash the lease of a machine has not run out, whenever it was renewed last.
+LEASED_S = LeaseTerms().lease_s - LeaseTerms().renew_s
 CALLS = tuple(name for name in vars(TaskStore) if not name.startswith("_"))
 ACTIONS = [
-    *("start", "call", "resume", "cancel", "close owner", "take notices", "collect"),
+    *("start", "spawn", "call", "resume", "cancel", "cancel a scope", "close owner"),
+    *("take notices", "collect"),
     *("save", "say", "succeed", "fail", "stop", "raise"),
 ]
 
@@ -52,19 +50,51 @@ class DisasterRules(RuntimeStage):
         replaced: bool,  # noqa: FBT001
     ) -> None:
         """A machine crashes or is shut down; another may take its place."""
-        where = self.host(host)
-        if crash:
-            await self.world.crash(where)
-        else:
-            await self.world.shut_down(where)
+        await self.end(self.host(host), crash=crash)
         if replaced or not self.world.open_hosts():
             await self.world.boot()
+
+    async def end(self, host: Host, *, crash: bool) -> None:
+        """Let a machine end, in one way or the other."""
+        await (self.world.crash if crash else self.world.shut_down)(host)
+
+    @rule(work=few, crash=st.booleans(), after_s=st.sampled_from([0, 1, 45]), in_vain=st.booleans())
+    @in_trio
+    async def restart(
+        self,
+        work: int,
+        crash: bool,  # noqa: FBT001
+        after_s: float,
+        in_vain: bool,  # noqa: FBT001
+    ) -> None:
+        """A machine ends and comes again, perhaps more than once, and goes on with what it left.
+
+        To the others it is a new one, and so it is to itself: what crashed with it is running until
+        its lease has run out.
+        """
+        chosen = await self.one_of("running", work)
+        task, host = chosen.run.task, chosen.host
+        await self.end(host, crash=crash)
+        host = await self.world.restart(host)
+        if in_vain:
+            await self.world.crash(host)
+            host = await self.world.restart(host)
+        await trio.sleep(after_s)
+        await trio.testing.wait_all_tasks_blocked()
+        record = await self.looked_at(host, task)
+        if record is not None and record.status is TaskStatus.RUNNING:
+            early = crash and after_s < LEASED_S
+            assert early, f"promise 6: its machine ended, came again, and does not find it\n{task}"
+        else:
+            late = not crash or after_s > LEASED_S
+            assert late, f"promise 6: its lease has not run out, and it is not running\n{task}"
+        await self.resume_at_once(task, [host])
 
     @rule(work=few)
     @in_trio
     async def lose_unsaved(self, work: int) -> None:
         """A machine is shut down while its store fails: it says what is lost; all is found."""
-        chosen = await self.one_of("talking", work)
+        chosen = await self.one_of("running", work)
         host, task = chosen.host, chosen.run.task
         await self.two_hosts()
         host.simulated.store.break_down("apply")
@@ -86,7 +116,7 @@ class DisasterRules(RuntimeStage):
     @in_trio
     async def stall(self, work: int) -> None:
         """A machine is suspended; what happens to its tasks meanwhile is up to the others."""
-        chosen = await self.one_of("talking", work)
+        chosen = await self.one_of("running", work)
         await self.two_hosts()
         self.world.stall(chosen.host)
 
@@ -109,7 +139,7 @@ class DisasterRules(RuntimeStage):
         after_s: float,
     ) -> None:
         """A task loses its machine or its owner, and others take it over, perhaps too early."""
-        chosen = await self.one_of("talking", work)
+        chosen = await self.one_of("running", work)
         task = chosen.run.task
         await self.two_hosts()
         async with trio.open_nursery() as nursery:
@@ -250,20 +280,18 @@ class DisasterRules(RuntimeStage):
         tasks = self.tasks
         with trio.move_on_after(15), suppress(TaskError, ConnectionError):
             match action:
-                case "start":
-                    task_id, _ = self.new_task(None, "tidies up")
-                    request = self.world.request(task_id, owner, supports_resume=True)
-                    await manager.start(request, self.world.body(host))
-                case "call":
-                    task_id, _ = self.new_task(None, "tidies up")
-                    request = self.world.request(task_id, owner, supports_resume=True)
-                    await self.world.call(host, request)
+                case "start" | "spawn" | "call":
+                    await self.try_to_start(action, host, owner)
                 case "resume" if tasks:
                     await self.try_to_resume(host, newest(tasks, number))
                 case "cancel" if tasks:
-                    here = [work.run.task for work in self.talking if work.host is host]
+                    here = [work.run.task for work in self.running if work.host is host]
                     task = newest(here or tasks, number)
                     await manager.cancel(task.owner, task.task_id)
+                case "cancel a scope":
+                    for work in self.scoped:
+                        if work.host is host:
+                            self.world.cancel_scope_of(work.run.task)
                 case "close owner":
                     await manager.close_owner(owner)
                 case "take notices":
@@ -272,6 +300,18 @@ class DisasterRules(RuntimeStage):
                     await manager.gc_terminal(owner)
                 case _:
                     await self.try_to_work(action, host, number)
+
+    async def try_to_start(self, action: str, host: Host, owner: str) -> None:
+        """Begin a task, by one of the three doors."""
+        task_id, _ = self.new_task(None, "tidies up")
+        request = self.world.request(task_id, owner, supports_resume=True)
+        match action:
+            case "start":
+                await host.manager.start(request, self.world.body(host))
+            case "spawn":
+                await self.world.spawn(host, task_id, owner, scope=trio.CancelScope())
+            case _:
+                await self.world.call(host, request)
 
     async def try_to_resume(self, host: Host, task: TaskHistory) -> None:
         """Resume a task, if there is one."""
@@ -292,7 +332,7 @@ class DisasterRules(RuntimeStage):
             return
         work = newest(bodies, number)
         match action:
-            case "save":
+            case "save" if work.execution is not None:
                 await work.execution.save_checkpoint(number)
             case "say":
                 await self.world.speak(work)

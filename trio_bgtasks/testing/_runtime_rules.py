@@ -16,16 +16,8 @@ from trio_bgtasks import (
     UnknownTask,
 )
 
-from ._runtime_stage import (
-    OWNERS,
-    SETTLED_S,
-    RuntimeStage,
-    few,
-    newest,
-    orders,
-    owners,
-    some,
-)
+from ._runtime_cast import OWNERS, few, newest, orders, owners, some
+from ._runtime_stage import SETTLED_S, RuntimeStage
 from ._runtime_world import TIDY_S, Boom, Host, Manners, Order
 from ._trio_machine import in_trio
 
@@ -61,25 +53,41 @@ class EverydayRules(RuntimeStage):
         do = self.begin_task if background else self.call_task
         await do(self.host(host), owner, parent, manners, resumable=resumable)
 
+    @rule(
+        host=few,
+        owner=owners,
+        parent=st.none() | few,
+        manners=manners,
+        scope=st.sampled_from(["none", "a scope", "a scope", "a cancelled scope"]),
+    )
+    @in_trio
+    async def spawn(
+        self, host: int, owner: str, parent: int | None, manners: Manners, scope: str
+    ) -> None:
+        """Spawn a task, in a scope of the caller's or in none."""
+        given = None if scope == "none" else trio.CancelScope()
+        if given is not None and scope == "a cancelled scope":
+            given.cancel()
+        await self.spawn_task(self.host(host), owner, parent, manners, given)
+
     @precondition(some(lambda self: self.cancelled))
-    @rule(host=few, owner=owners, parent=few, background=st.booleans())
+    @rule(host=few, owner=owners, parent=few, door=st.sampled_from(["start", "run", "spawn"]))
     @in_trio
     async def start_below_the_cancelled(
-        self,
-        host: int,
-        owner: str,
-        parent: int,
-        background: bool,  # noqa: FBT001
+        self, host: int, owner: str, parent: int, door: str
     ) -> None:
         """Nothing is started below an accepted cancel."""
         above, where = newest(self.cancelled, parent), self.host(host)
         if await self.is_cancelled(above.task_id):  # else it was collected
             task_id, _ = self.new_task(None, "passes on")
             request = self.world.request(task_id, owner, parent_task_id=above.task_id)
-            do = where.manager.start if background else where.manager.run
             with suppress(ParentCancelled):
                 with trio.move_on_after(1):  # in the foreground it waits for its body
-                    await do(request, self.world.body(where))
+                    if door == "spawn":
+                        await self.world.spawn(where, task_id, owner, parent=above.task_id)
+                    else:
+                        do = where.manager.start if door == "start" else where.manager.run
+                        await do(request, self.world.body(where))
                 raise AssertionError(f"promise 5: {task_id} was started below it\n{above}")
 
     @precondition(some(lambda self: self.tasks))
@@ -89,6 +97,7 @@ class EverydayRules(RuntimeStage):
         """An id starts one task for ever; so does the key of an owner, who is told which."""
         where, chosen = self.host(host), newest(self.tasks, task)
         record = await self.looked_at(where, chosen)
+        key = key and chosen.task_id not in self.world.spawned  # those have none
         task_id = f"{chosen.task_id} again" if key else chosen.task_id
         request = self.world.request(
             task_id, chosen.owner, idempotency_key=self.world.key_of(chosen.task_id)
@@ -140,8 +149,7 @@ class EverydayRules(RuntimeStage):
         """Write output, and tell how far it is."""
         chosen = await self.one_of("talking", work)
         for number in range(often):
-            await self.world.speak(chosen)
-            await chosen.execution.report_progress(number, often)
+            await self.world.speak(chosen, progress=number)
 
     # ---- ending them from outside ----------------------------------------------------------------
 
@@ -165,6 +173,19 @@ class EverydayRules(RuntimeStage):
             chosen.orders.send_nowait(order)
             await trio.testing.wait_all_tasks_blocked()
 
+    @rule(work=few)
+    @in_trio
+    async def cancel_its_scope(self, work: int) -> None:
+        """Whoever spawned a task cancels the scope that it was given: that is a cancel."""
+        if not self.scoped:
+            how: list[Manners] = ["tidies up", "passes on", "fails"]
+            await self.spawn_task(self.host(0), "bob", None, how[work], trio.CancelScope())
+        chosen = newest(self.scoped, work)
+        self.world.cancel_scope_of(chosen.run.task)
+        await trio.testing.wait_all_tasks_blocked()
+        goes_on = f"its scope was cancelled, and it goes on\n{chosen.run.task}"
+        assert not chosen.waits, f"promise 5: {goes_on}"
+
     @precondition(some(lambda self: self.tasks))
     @rule(host=few, task=few)
     @in_trio
@@ -185,7 +206,7 @@ class EverydayRules(RuntimeStage):
         if not self.calls:
             await self.call_task(self.host(0), "bob", None, "passes on", resumable=True)
         _, chosen = newest(self.calls, call)
-        for work in self.talking:
+        for work in self.running:
             if self.call_of(work) is chosen:
                 work.run.causes.add("caller")
         chosen.scope.cancel()

@@ -1,18 +1,18 @@
-"""The stage of `RuntimeMachine`: what there is to choose from, what can be done, what must hold."""
+"""The stage of `RuntimeMachine`: what can be done, what must be answered, what must hold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
-from typing import ClassVar, Literal, TypeVar
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from typing import Literal
 
-import hypothesis.strategies as st
 import trio
 import trio.testing
 from hypothesis.stateful import invariant
 
 from trio_bgtasks import (
     CheckpointSaved,
+    Event,
     Finished,
     ManagerClosed,
     Orphaned,
@@ -27,60 +27,22 @@ from trio_bgtasks import (
     UnknownTask,
 )
 
-from ._corruptible import CorruptibleStore
-from ._history import History, Run, TaskHistory
+from ._history import Run, TaskHistory
 from ._promises import check_history
-from ._runtime_world import CLOSED_S, Call, Host, Listener, Manners, Order, Work, World
-from ._simulated import SimulationStore, virtual_clock_ms
-from ._trio_machine import TrioStateMachine, in_trio
+from ._runtime_cast import OWNERS, RuntimeCast, newest
+from ._runtime_world import CLOSED_S, Call, Host, Manners, Work
+from ._simulated import virtual_clock_ms
+from ._trio_machine import in_trio
 
-T = TypeVar("T")
-
-OWNERS = ("ann", "bob")
 SETTLED_S = 60.0  # a lease, a sweep, and some
 
-few = st.integers(0, 2)
-owners = st.sampled_from(OWNERS)
-orders: st.SearchStrategy[Order] = st.sampled_from(
-    ["succeed", "fail", "raise", "raise a group", "cancel itself", "cancel itself", "stop", "stop"]
-)
 
-
-def newest(things: list[T], number: int) -> T:
-    """Return one of ``things``, counted from the newest."""
-    return things[-1 - number % len(things)]
-
-
-def some(list_of: Callable[[RuntimeStage], list[T]]) -> Callable[[RuntimeStage], bool]:
-    """Return a precondition: there is one to choose from."""
-    return lambda self: bool(list_of(self))
-
-
-class RuntimeStage(TrioStateMachine):
-    """Machines on one store, tools and callers; the promises are checked after every step.
-
-    It has no rules of its own.
-    """
-
-    machines: ClassVar[int] = 2
-
-    def make_store(self) -> SimulationStore:
-        """Return the new store that the machines share.
-
-        Its method ``corrupt(task_id)``, if it has one as `CorruptibleStore` has, is used for
-        promise 12.
-        """
-        return CorruptibleStore()
+class RuntimeStage(RuntimeCast):
+    """What can be done on the stage; the promises are checked after every step."""
 
     async def set_up(self) -> None:
         """Open the machines and give them something to do."""
-        self.world: World = World(self.run.nursery, self.make_store())
-        self.history: History = self.world.history
-        self.asked: int = 0  # starts, those that were refused too
-        self.doubtful: set[str] = set()  # they were stored, and nobody was told
-        self.tried: dict[str, set[str]] = {owner: set() for owner in OWNERS}  # ids of others
-        for _ in range(self.machines):
-            await self.world.boot()
+        await super().set_up()
         here, there = self.host(0), self.host(1)
         await self.begin_task(here, "bob", None, "succeeds", resumable=True)
         await self.begin_task(here, "ann", None, "fails", resumable=False)
@@ -91,78 +53,15 @@ class RuntimeStage(TrioStateMachine):
             await self.world.speak(work)
             await self.save_in(work, number)
 
-    # ---- what there is to choose from ------------------------------------------------------------
+    # ---- what callers do, and what they must be answered -----------------------------------------
 
-    @property
-    def tasks(self) -> list[TaskHistory]:
-        """The tasks that somebody knows of, but those whose record is damaged."""
-        return [task for task in self.with_damaged if task.damaged is None]
-
-    @property
-    def with_damaged(self) -> list[TaskHistory]:
-        """The tasks that somebody knows of."""
-        there = self.history.tasks.values()
-        return [task for task in there if task.known or task.task_id in self.doubtful]
-
-    @property
-    def damaged(self) -> list[TaskHistory]:
-        """The tasks whose record is damaged."""
-        return [task for task in self.with_damaged if task.damaged is not None]
-
-    @property
-    def talking(self) -> list[Work]:
-        """The bodies that run on an open machine."""
-        return self.world.running("open")
-
-    @property
-    def obeying(self) -> list[Work]:
-        """The bodies that wait for orders."""
-        return [work for work in self.talking if work.waits and not work.run.causes]
-
-    @property
-    def cancelled(self) -> list[TaskHistory]:
-        """The tasks of which somebody was told that they are, or will be, cancelled."""
-        return [task for task in self.tasks if task.cancel_accepted is not None]
-
-    async def one_of(self, what: Literal["talking", "obeying"], number: int) -> Work:
+    async def one_of(self, what: Literal["running", "talking", "obeying"], number: int) -> Work:
         """Return one of those bodies; of a new task if there is none."""
-        if not self.obeying:
+        if not (self.talking if what == "talking" else self.obeying):
             resumable = number > 0
             await self.begin_task(self.host(0), "ann", None, "tidies up", resumable=resumable)
-        return newest(self.talking if what == "talking" else self.obeying, number)
-
-    @property
-    def listening(self) -> list[Listener]:
-        """The subscribers on open machines."""
-        hosts = self.world.open_hosts()
-        there = [listener for host in hosts for listener in host.listeners]
-        return [listener for listener in there if not listener.scope.cancel_called]
-
-    @property
-    def stalled(self) -> list[Host]:
-        """The machines that are suspended."""
-        return [host for host in self.world.hosts if host.state == "stalled"]
-
-    @property
-    def calls(self) -> list[tuple[Host, Call]]:
-        """The foreground calls under way on open machines."""
-        hosts = self.world.open_hosts()
-        return [(host, call) for host in hosts for call in host.calls if not call.over]
-
-    def host(self, number: int) -> Host:
-        """Return an open machine."""
-        return newest(self.world.open_hosts(), number)
-
-    async def two_hosts(self) -> None:
-        """Open one more machine if there is one only."""
-        if len(self.world.open_hosts()) < 2:
-            await self.world.boot()
-
-    def other_than(self, host: Host, number: int) -> Host:
-        """Return another open machine."""
-        return newest([other for other in self.world.open_hosts() if other is not host], number)
-
-    # ---- what callers do, and what they must be answered -----------------------------------------
+        those = {"running": self.running, "talking": self.talking, "obeying": self.obeying}
+        return newest(those[what], number)
 
     def new_task(self, parent: int | None, manners: Manners) -> tuple[str, str | None]:
         """Return the id of a new task, and its parent: one before it, or the next one: a cycle."""
@@ -179,19 +78,48 @@ class RuntimeStage(TrioStateMachine):
     ) -> None:
         """Start a task in the background; refused only under an accepted cancel."""
         task_id, above = self.new_task(parent, manners)
-        cancelled = await self.is_cancelled(above)
         request = self.world.request(
             task_id, owner, parent_task_id=above, supports_resume=resumable
         )
-        try:
+        async with self.refused_below_a_cancel(task_id, above):
             summary = await host.manager.start(request, self.world.body(host))
-        except ParentCancelled:
-            assert cancelled, f"promise 5: {task_id} was refused under {above}, not cancelled"
-            return
-        assert not cancelled, f"promise 5: {task_id} was started under {above}, cancelled"
-        answer = summary.task_id, summary.status
-        assert answer == (task_id, TaskStatus.RUNNING), f"promise 2: {task_id}: {summary!r}"
-        await self.begun(self.history.tasks[task_id], 1)
+            answer = summary.task_id, summary.status
+            assert answer == (task_id, TaskStatus.RUNNING), f"promise 2: {task_id}: {summary!r}"
+            await self.begun(self.history.tasks[task_id], 1)
+
+    async def spawn_task(
+        self,
+        host: Host,
+        owner: str,
+        parent: int | None,
+        manners: Manners,
+        scope: trio.CancelScope | None,
+    ) -> None:
+        """Spawn a task in a scope of the caller's, or in none; it never begins in a cancelled one.
+
+        Refused only under an accepted cancel.
+        """
+        task_id, above = self.new_task(parent, manners)
+        async with self.refused_below_a_cancel(task_id, above):
+            answer = await self.world.spawn(host, task_id, owner, parent=above, scope=scope)
+            assert answer == task_id, f"promise 2: {task_id} was spawned, answered as {answer!r}"
+            task = self.history.tasks[task_id]
+            stored = await self.world.record(task)
+            assert stored is not None, f"promise 2: it was spawned, and is not stored\n{task}"
+            assert not stored.supports_resume, f"promise 2: it was spawned, is resumable\n{task}"
+            if task.scope_cancelled is None:
+                await self.begun(task, 1)
+            else:
+                await self.is_over(task)
+
+    async def is_over(self, task: TaskHistory) -> None:
+        """What was spawned in a cancelled scope does not run, and is cancelled."""
+        await trio.testing.wait_all_tasks_blocked()
+        assert not task.runs, f"promise 5: its scope was cancelled, and it began\n{task}"
+        record = await self.world.record(task)
+        status = None if record is None else record.status
+        cancelled = status is TaskStatus.CANCELLED
+        assert cancelled, f"promise 5: its scope was cancelled, and it is {status}\n{task}"
 
     async def call_task(
         self, host: Host, owner: str, parent: int | None, manners: Manners, *, resumable: bool
@@ -208,6 +136,19 @@ class RuntimeStage(TrioStateMachine):
         if not refused:
             assert call.answer is None, f"promise 2: {task_id} did not run: {call.answer!r}"
             await self.begun(self.history.tasks[task_id], 1)
+
+    @asynccontextmanager
+    async def refused_below_a_cancel(
+        self, task_id: str, above: str | None
+    ) -> AsyncGenerator[None, None]:
+        """Expect of a start that it is refused if its parent is under an accepted cancel."""
+        cancelled = await self.is_cancelled(above)
+        try:
+            yield
+        except ParentCancelled:
+            assert cancelled, f"promise 5: {task_id} was refused under {above}, not cancelled"
+        else:
+            assert not cancelled, f"promise 5: {task_id} was started under {above}, cancelled"
 
     async def is_cancelled(self, task_id: str | None) -> bool:
         """Is a task there, under an accepted cancel?"""
@@ -287,12 +228,12 @@ class RuntimeStage(TrioStateMachine):
         await trio.testing.wait_all_tasks_blocked()
         for work in self.world.work:
             if work.host is where and work.run.live and work.run.task in whole:
-                asked = work.execution.stopping
+                asked = work.scope.cancel_called
                 assert asked, f"promise 5: it is below, and was not cancelled\n{work.run.task}"
 
     async def end_owner(self, host: Host, owner: str) -> None:
         """Close an owner; afterwards every end is stored."""
-        runs = [work.run for work in self.talking if work.host is host]
+        runs = [work.run for work in self.running if work.host is host]
         with trio.move_on_after(CLOSED_S) as patience:
             try:
                 await host.manager.close_owner(owner)
@@ -349,6 +290,7 @@ class RuntimeStage(TrioStateMachine):
 
     async def save_in(self, work: Work, value: object) -> None:
         """Save a checkpoint in a body that runs: it may write."""
+        assert work.execution is not None
         try:
             await work.execution.save_checkpoint(value)
         except Refused as error:
@@ -358,7 +300,7 @@ class RuntimeStage(TrioStateMachine):
 
     async def pass_time_by(self, seconds: float) -> None:
         """An accepted cancel ends what runs within a poll and a clean-up; who waits is told."""
-        marked = [work.run for work in self.talking if work.run.task.cancel_accepted is not None]
+        marked = [work.run for work in self.running if work.run.task.cancel_accepted is not None]
         await trio.sleep(seconds)
         await trio.testing.wait_all_tasks_blocked()
         for run in marked if seconds >= 20 else ():
@@ -388,22 +330,30 @@ class RuntimeStage(TrioStateMachine):
     @invariant()
     @in_trio
     async def what_was_superseded_writes_nothing(self) -> None:
-        """Promise 4: what an attempt had on its way when it was over is refused."""
+        """Promise 4: what an attempt had on its way when it was over is refused.
+
+        The last one of what is running is not over, unless its machine crashed: then it is to be
+        found by others, once its lease has run out, and writes nothing from now on.
+        """
         for task in self.tasks:
             record = await self.world.record(task)
             running = record is not None and record.status is TaskStatus.RUNNING
-            for run in task.runs[:-1] if running else task.runs:
-                await self.write_late(run)
+            for run in task.runs:
+                is_last = running and run is task.runs[-1]
+                if not is_last or run.lost is not None:
+                    await self.write_late(run, orphaned=not is_last)
 
-    async def write_late(self, run: Run) -> None:
+    async def write_late(self, run: Run, *, orphaned: bool) -> None:
         """Write as an attempt that is over would, under every id of its machine."""
         now, task_id = virtual_clock_ms(), run.task.task_id
         for executor_id in self.history.machines[run.machine]:
-            for event in (
+            late_events: list[Event] = [
                 CheckpointSaved(now, executor_id, run.attempt, "late"),
                 Finished(now, executor_id, run.attempt, Success("late")),
-                Orphaned(now, executor_id, run.attempt),
-            ):
+            ]
+            if orphaned:
+                late_events.append(Orphaned(now, executor_id, run.attempt))
+            for event in late_events:
                 with suppress(Refused, StoreClosed):  # it is closed to machines that crashed
                     await self.world.store.apply(task_id, event)
                     late = f"a late {type(event).__name__} of attempt {run.attempt} was taken"

@@ -45,7 +45,8 @@ class Work:
 
     run: Run
     host: Host
-    execution: BackgroundExecution
+    scope: trio.CancelScope
+    execution: BackgroundExecution | None  # None: it was spawned, and has a scope only
     orders: trio.MemorySendChannel[Order]
     waits: bool = True
 
@@ -81,19 +82,18 @@ class Listener:
 
 @attrs.define(eq=False)
 class Host:
-    """A machine, the callers on it, and what they wait for."""
+    """A machine, the callers on it, and what they wait for.
 
+    Its name is that in the history, where a machine that was restarted is another one.
+    """
+
+    name: str
     simulated: SimulatedExecutor
     manager: RecordedManager
     calls: list[Call] = attrs.field(factory=list[Call])
     listeners: list[Listener] = attrs.field(factory=list[Listener])
     waits: list[Waiter] = attrs.field(factory=list[Waiter])
     left: bool = False  # was it shut down?
-
-    @property
-    def name(self) -> str:
-        """The name under which it is in the history."""
-        return self.simulated.name
 
     @property
     def state(self) -> str:
@@ -111,6 +111,7 @@ class World:
         self.hosts: list[Host] = []
         self.work: list[Work] = []
         self.manners: dict[str, Manners] = {}
+        self.spawned: dict[str, trio.CancelScope | None] = {}  # each with the scope of its caller
         self.disturbed_at: float = trio.current_time()
 
     @property
@@ -128,8 +129,15 @@ class World:
         """Open one more machine."""
         name = f"m{len(self.hosts)}"
         simulated = await SimulatedExecutor.open(self.nursery, self.store, name=name)
-        manager = RecordedManager(simulated.manager, self.history, simulated.name)
-        host = Host(simulated, manager)
+        return self._is_up(name, simulated)
+
+    async def restart(self, host: Host) -> Host:
+        """Let a machine that has ended come again: ``m0`` as ``m0'``."""
+        return self._is_up(f"{host.name}'", await host.simulated.restart())
+
+    def _is_up(self, name: str, simulated: SimulatedExecutor) -> Host:
+        manager = RecordedManager(simulated.manager, self.history, name)
+        host = Host(name, simulated, manager)
         self.hosts.append(host)
         self.disturbed()
         return host
@@ -230,32 +238,40 @@ class World:
     def body(self, host: Host) -> Body:
         """Return a body that follows orders, and has the manners of its task when cancelled."""
 
-        async def body(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
-            run = self.history.tasks[execution.task_id].runs[-1]
-            orders, inbox = trio.open_memory_channel[Order](1)
-            work = Work(run, host, execution, orders)
-            self.work.append(work)
-            try:
-                order = await inbox.receive()
-            except trio.Cancelled:  # noqa: ASYNC103 - that is what some tools do
-                work.waits = False
-                if run.lost is not None:
-                    raise  # it was over before it could see this
-                await self._tidy_up(work)  # noqa: ASYNC102 - shielded there
-                answer = self._answer_to_cancellation(run)
-                if answer is None:
-                    raise
-                return answer  # noqa: ASYNC104
-            work.waits = False
-            return _obey(order, run)
+        async def body(execution: BackgroundExecution, scope: trio.CancelScope) -> TaskResult:
+            return await self._work(host, execution.task_id, scope, execution)
 
         return body
+
+    async def _work(
+        self,
+        host: Host,
+        task_id: str,
+        scope: trio.CancelScope,
+        execution: BackgroundExecution | None,
+    ) -> TaskResult:
+        run = self.history.tasks[task_id].runs[-1]
+        orders, inbox = trio.open_memory_channel[Order](1)
+        work = Work(run, host, scope, execution, orders)
+        self.work.append(work)
+        try:
+            order = await inbox.receive()
+        except trio.Cancelled:  # noqa: ASYNC103 - that is what some tools do
+            work.waits = False
+            if run.lost is not None:
+                raise  # it was over before it could see this
+            await self._tidy_up(work)  # noqa: ASYNC102 - shielded there
+            answer = self._answer_to_cancellation(run)
+            if answer is None:
+                raise
+            return answer  # noqa: ASYNC104
+        work.waits = False
+        return _obey(order, run)
 
     async def _tidy_up(self, work: Work) -> None:
         if self.manners[work.run.task.task_id] == "tidies up":
             with trio.CancelScope(shield=True):
-                await self.speak(work)
-                await work.execution.report_progress(1)
+                await self.speak(work, progress=1)
                 await trio.sleep(TIDY_S)
 
     def _answer_to_cancellation(self, run: Run) -> TaskResult | None:
@@ -270,9 +286,12 @@ class World:
             case _:
                 return None
 
-    async def speak(self, work: Work) -> None:
-        """Let a body say something that nobody else says."""
-        await work.execution.write_output(f"<{work.run.attempt}.{len(work.run.said)}é>")
+    async def speak(self, work: Work, *, progress: int | None = None) -> None:
+        """Let a body that can, say something that nobody else says, and how far it is."""
+        if work.execution is not None:
+            await work.execution.write_output(f"<{work.run.attempt}.{len(work.run.said)}é>")
+            if progress is not None:
+                await work.execution.report_progress(progress)
 
     # ---- what callers do ----------------------------------------------------------------------
 
@@ -285,6 +304,32 @@ class World:
     def key_of(self, task_id: str) -> str:
         """Return the idempotency key with which a task is started."""
         return f"key of {task_id}"
+
+    async def spawn(
+        self,
+        host: Host,
+        task_id: str,
+        owner: str,
+        *,
+        parent: str | None = None,
+        scope: trio.CancelScope | None = None,
+    ) -> str:
+        """Spawn a task, in a scope of the caller's if there is one."""
+
+        async def body(given: trio.CancelScope) -> TaskResult:
+            return await self._work(host, task_id, given, None)
+
+        self.spawned[task_id] = scope
+        return await host.manager.spawn(
+            owner, "tool", "", body, task_id=task_id, parent_task_id=parent, cancel_scope=scope
+        )
+
+    def cancel_scope_of(self, task: TaskHistory) -> None:
+        """Cancel the scope that the caller gave to a spawn."""
+        scope = self.spawned[task.task_id]
+        assert scope is not None
+        self.history.scope_cancelled(task)
+        scope.cancel()
 
     async def call(self, host: Host, request: StartRequest) -> Call:
         """Make a foreground call in a task of its own; return once its body runs, or it failed."""

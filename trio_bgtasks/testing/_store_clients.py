@@ -57,6 +57,7 @@ class Made:
     call: Call
     fate: Fate = "answered"
     steps: int = 0  # before it is cancelled
+    late: int = 0  # steps before it is made
     answer: Any = NOT_APPLIED
 
     def __str__(self) -> str:
@@ -70,6 +71,7 @@ class Request:
     client: int
     fate: Fate = "answered"
     steps: int = 0
+    late: int = 0
 
 
 CLIENTS = st.integers(0, MOST_CLIENTS - 1)
@@ -207,7 +209,7 @@ class StoreClients(TrioStateMachine):
             # Or nobody knows which ones went.
             before_ms = 0 if self._model.corrupt else call.before_ms
             call = attrs.evolve(call, limit=MANY, before_ms=before_ms)
-        return Made(self._one(request.client), call, request.fate, request.steps)
+        return Made(self._one(request.client), call, request.fate, request.steps, request.late)
 
     async def _alone(self, wish: Wish, client: int = 0) -> None:
         await self._together([self._made(Request(wish, client))])
@@ -241,7 +243,8 @@ class StoreClients(TrioStateMachine):
         async with trio.open_nursery() as nursery:
             if made.fate == "cancelled":
                 nursery.start_soon(_cancel_after, made.steps, nursery.cancel_scope)
-            await trio.lowlevel.checkpoint()
+            for _ in range(1 + made.late):
+                await trio.lowlevel.checkpoint()
             promised = self.cancelled_is_not_applied and made.fate == "cancelled"
             made.answer = NOT_APPLIED if promised else UNKNOWN
             try:

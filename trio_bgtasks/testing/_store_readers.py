@@ -38,13 +38,21 @@ class StoreReaders(StoreClients):
         reads=st.lists(st.tuples(wish.reads, wish.fates), min_size=1, max_size=4),
         writes=st.lists(wish.pieces | wish.events, max_size=2),
         steps=st.integers(0, 2),
+        late=st.integers(0, 3),
     )
     @in_trio
     async def read_beside_writes(
-        self, reads: list[tuple[wish.Ask, wish.Fate]], writes: list[Wish], steps: int
+        self,
+        reads: list[tuple[wish.Ask, wish.Fate]],
+        writes: list[Wish],
+        steps: int,
+        late: int,
     ) -> None:
-        """Each read shows one moment between the writes; one that fails has changed nothing."""
-        requests = [Request(read, n, fate, steps) for n, (read, fate) in enumerate(reads)]
+        """Each read shows one moment between the writes; one that fails has changed nothing.
+
+        The writes are cancelled: what is seen of one that is under way must be there in the end.
+        """
+        requests = [Request(read, n, fate, steps, late) for n, (read, fate) in enumerate(reads)]
         requests += [Request(write, n, "cancelled", steps) for n, write in enumerate(writes)]
         await self._together([self._made(request) for request in requests])
 

@@ -1,9 +1,14 @@
-"""Bugs in what is made of corrupt records and of used ids, and two more, for `RuntimeMachine`.
+"""Bugs around corrupt records, used ids, spawns and restarts, and two more, for `RuntimeMachine`.
 
 As in ``runtime_managers`` and ``runtime_stores``; `PLANTED` says what the machine says of each.
 """
 
 from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
 import attrs
 import pytest
@@ -16,15 +21,18 @@ from trio_bgtasks import (
     Event,
     MemoryTaskStore,
     Registered,
+    StartRequest,
     TaskRecord,
     TaskResult,
     TaskStatus,
+    TaskSummary,
     _ending,
 )
 from trio_bgtasks._cancelling import _Tree
 from trio_bgtasks._looking import Looker
 from trio_bgtasks._slots import Slot
 from trio_bgtasks._supervision import Supervisor
+from trio_bgtasks.stores import ExecutorHandle
 from trio_bgtasks.testing import CorruptibleStore
 from trio_bgtasks.testing._history import Body
 
@@ -123,6 +131,62 @@ def keys_are_not_kept(patch: Patch) -> None:
     patch.setattr(MemoryTaskStore, "_apply", keyless)
 
 
+# ---- spawns and restarts ------------------------------------------------------------------------
+
+
+def the_callers_scope_is_ignored(patch: Patch) -> None:
+    """What is spawned runs in a scope of its own, whatever its caller gave to it."""
+    start = BackgroundTaskManager._start
+
+    def scopeless(
+        self: BackgroundTaskManager, request: StartRequest, body: Body, _: trio.CancelScope | None
+    ) -> Awaitable[TaskSummary]:
+        return start(self, request, body, None)
+
+    patch.setattr(BackgroundTaskManager, "_start", scopeless)
+
+
+def a_close_forgets_the_callers_cancel(patch: Patch) -> None:
+    """That its caller cancelled the scope of a body counts only if nothing ends it before it ends."""
+    stop = Slot.stop
+
+    def forgetful(self: Slot, reason: str) -> None:
+        self.reasons.add(reason)
+        stop(self, reason)
+
+    patch.setattr(Slot, "stop", forgetful)
+
+
+def spawns_are_answered_too_early(patch: Patch) -> None:
+    """Who spawns is answered before the start is stored."""
+    spawn = BackgroundTaskManager.spawn
+
+    async def early(self: BackgroundTaskManager, *args: Any, task_id: str, **options: Any) -> str:
+        await trio.lowlevel.checkpoint()
+        late: Any = partial(spawn, self, *args, task_id=task_id, **options)
+        self._supervisor._start_soon(late, "spawn")
+        return task_id
+
+    patch.setattr(BackgroundTaskManager, "spawn", early)
+
+
+def the_dead_are_followed_by_themselves(patch: Patch) -> None:
+    """An executor that registers after a crash is given the id of the one that crashed."""
+    executor = MemoryTaskStore.executor
+
+    @asynccontextmanager
+    async def again(self: MemoryTaskStore, *args: Any) -> AsyncGenerator[ExecutorHandle, None]:
+        async with executor(self, *args) as handle:
+            for other in list(self._executors.values()):
+                if other.crashed and not other.fenced:
+                    new = self._executors.pop(handle.executor_id)
+                    new.executor_id = other.executor_id
+                    self._executors[new.executor_id] = new
+            yield handle
+
+    patch.setattr(MemoryTaskStore, "executor", again)
+
+
 # ---- bodies -------------------------------------------------------------------------------------
 
 
@@ -161,6 +225,10 @@ PLANTED: list[tuple[Bug, str]] = [
     (a_sweep_stops, "promise 6"),
     (collected_ids_are_free, "promise 3"),
     (keys_are_not_kept, "promise 3"),
+    (the_callers_scope_is_ignored, "promise 5:"),
+    (a_close_forgets_the_callers_cancel, "promise 5:"),
+    (spawns_are_answered_too_early, "promise 2:"),
+    (the_dead_are_followed_by_themselves, "promise [46]:"),
     (bodies_begin_twice, "promise 1:"),
     (who_closes_an_owner_does_not_wait, "promise 10"),
 ]

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -268,6 +269,27 @@ class CountsPassedOver(MemoryTaskStore):
         return [notice for notice in found if notice.background or not background_only]
 
 
+class ShowsTooEarly(MemoryTaskStore):
+    """Shows a change before it is kept: who is cancelled in between takes back what others saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._writer = trio.Lock()
+
+    async def apply(self, task_id: str, event: Event) -> TaskRecord:
+        async with self._writer:
+            kept = {k: copy.deepcopy(v) for k, v in vars(self).items() if k in self._tables}
+            record = self._apply(task_id, event)
+            try:
+                await _a_slow_disk()
+            except trio.Cancelled:
+                vars(self).update(kept)
+                raise
+            return record
+
+    _tables = frozenset(vars(MemoryTaskStore())) - {"_executors"}
+
+
 class DiesInTheMiddle(MemoryTaskStore):
     """Writes the record, and the journal a moment later: who is killed in between has half of it.
 
@@ -430,6 +452,7 @@ PLANTED: list[tuple[type[MemoryTaskStore], str]] = [
     (NumbersFromTheCount, "sequence numbers grow"),
     (MixesUpZeros, "one transaction|answered as the lifecycle says"),
     (CountsPassedOver, "every ended attempt is announced"),
+    (ShowsTooEarly, "one transaction"),
     (DiesInTheMiddle, "the journal has|nothing else is"),
     (CommitsTooLate, "nothing else is|one transaction"),
     (ForgetsWhenItIsClosed, "nothing else is"),
