@@ -288,11 +288,11 @@ async def test_a_tree_that_grows_while_it_is_cancelled(
 
     store = Growing()
     async with open_task_manager(store) as manager:
-        await grow(manager, "root", "a<root", "b<a")
+        await grow(manager, "root", "sub:a<root", "sub:b<a")
         # A child of an ended one, which nothing refuses; that one's level was walked before b's.
         await manager.run(request(task_id="x", parent_task_id="root"), done)
         tree = await manager.cancel_tree(OWNER, "root")
-        assert {s.task_id for s in tree.own} == {"root", "a", "b", "late"}
+        assert ({s.task_id for s in tree.own}, tree.others) == ({"root", "late"}, 2)
 
 
 class Unmarkable(StoreWrapper):
@@ -361,6 +361,23 @@ async def test_children_that_cannot_be_read(autojump_clock: trio.testing.MockClo
             await manager.cancel_tree(OWNER, "root")
         await trio.testing.wait_all_tasks_blocked()
         assert await statuses(store, "root", "a", "b") == ["cancelled"] * 3
+
+
+async def test_a_tree_on_a_store_that_does_not_answer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What runs here is cancelled within one grace for all of it, not one for each task."""
+    store = FaultyStore()
+    async with opened(store, write_grace_s=10) as manager:
+        await grow(manager, "root", "a<root", "b<root", "c<b")
+        store.break_down("apply", "children", fault="hang")
+        began = trio.current_time()
+        tree = await manager.cancel_tree(OWNER, "root")
+        assert trio.current_time() - began == 10
+        assert [summary.task_id for summary in tree.unsaved] == ["root", "a", "b", "c"]
+        store.repair()
+        await trio.sleep(30)
+    assert await statuses(store, "root", "a", "b", "c") == ["cancelled"] * 4
 
 
 async def test_a_corrupt_record_in_a_tree(

@@ -36,6 +36,7 @@ from trio_bgtasks import (
     Finished,
     InvalidValue,
     LeaseTerms,
+    Progress,
     StoreBusy,
     Success,
     TaskExists,
@@ -332,12 +333,14 @@ async def test_a_value_that_the_store_blames_fails_the_task(
 ) -> None:
     """A result that the store refuses for itself is not retried: the task is failed with that.
 
-    The last output is kept, unless it is refused, too.
+    The last output and progress are kept, unless they are refused, too.
     """
     store, blamed = FaultyStore(), count(1)
 
     async def body(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
-        await trio.lowlevel.checkpoint()
+        for n in (1, 2):  # the second one, so soon, is left for the end
+            await execution.report_progress(n)
+            await trio.testing.wait_all_tasks_blocked()
         store.break_down(
             "apply", last=times, error=lambda: InvalidValue(f"strange: {next(blamed)}")
         )
@@ -353,6 +356,7 @@ async def test_a_value_that_the_store_blames_fails_the_task(
             await manager.wait(OWNER, "t")
         record = await stored(store, "t")
         assert (record.status, record.error) == (TaskStatus.FAILED, f"strange: {times}")
+        assert record.progress == Progress(2 if times == 1 else 1)
         page = await store.read_output("t", offset=0, limit=99)
         assert (page.text, page.next_offset) == (("last words", 10) if times == 1 else ("", 0))
 

@@ -382,6 +382,7 @@ async def test_nothing_is_left_after_the_end(autojump_clock: trio.testing.MockCl
         with pytest.raises(ManagerClosed, match="the task manager is closed"):
             await call(request(), done)
     assert_idle(manager)
+    assert repr(manager) == "<BackgroundTaskManager closed, 0 live tasks>"
     assert "closed" in repr(manager)
 
 

@@ -641,6 +641,18 @@ async def test_an_executor_beyond_its_stall_limit_is_lost(
         await world.start("bg_2", executor_id=late.executor_id)
 
 
+async def test_the_living_do_not_hide_the_dead(world: World, autojump_clock: MockClock) -> None:
+    """A sweep ends what is orphaned, also behind tasks of executors that live."""
+    await world.start("mine")
+    async with world.store.executor(TERMS) as other:
+        await world.start("theirs", executor_id=other.executor_id)
+        world.store.crash(other.executor_id)
+        await trio.sleep(30)
+        report = await world.store.sweep(world.me, 0)
+        assert list(report.ended) == [("theirs", "ann")]
+        assert list(report.own_running) == [("mine", 1)]
+
+
 async def test_a_suspect_is_looked_at_alone(world: World, autojump_clock: MockClock) -> None:
     """A sweep of one suspect ends its tasks only, and says nothing about one's own."""
     async with AsyncExitStack() as stack:
@@ -700,14 +712,15 @@ async def test_the_lease_outlives_a_cancelled_scope(
 ) -> None:
     """While a shutdown cleans up in a shield, the lease is renewed all the same."""
     store = MemoryTaskStore()
-    with trio.CancelScope() as scope:
-        async with store.executor(TERMS) as executor:
-            scope.cancel()
-            with trio.CancelScope() as shield:
-                shield.shield = True
-                await trio.sleep(1000)
-            assert not (await store.sweep(executor.executor_id, 0)).fenced
-            assert not executor.lost.is_set()
+    terms = attrs.evolve(TERMS, stall_s=15)
+    async with store.executor(TERMS) as other:
+        with trio.CancelScope() as scope:
+            async with store.executor(terms) as executor:
+                scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(1000)
+                assert not (await store.sweep(other.executor_id, 0)).fenced
+                assert not executor.lost.is_set()
 
 
 async def test_an_exception_leaves_the_executors_context_as_it_was_raised(world: World) -> None:
