@@ -39,9 +39,9 @@ from mutmut.utils.format_utils import mangled_name_from_mutant_name
 
 KILLED, SURVIVED, NO_TESTS, TIMEOUT = 1, 0, 33, 36  # mutmut's own codes
 NAMES = {KILLED: "killed", SURVIVED: "survived", NO_TESTS: "no tests", TIMEOUT: "timeout"}
-CPU_S, WALL_S = 5, 60  # of one test; the longest needs less than one
+CPU_S, WALL_S = 5, 20  # of one test; the longest needs less than one
 SLOW_S = 600  # of all tests of a mutant that only makes them slow
-WORKERS = len(os.sched_getaffinity(0))
+WORKERS = len(os.sched_getaffinity(0)) + 1  # what hangs leaves its core to the others
 ROOT = Path.cwd()  # mutmut's files are found from here, the tests run in mutants/
 
 
