@@ -12,12 +12,14 @@ from tests.support import OTHER, OWNER, request
 from trio_bgtasks import (
     BackgroundExecution,
     Cancelled,
+    CancelRequested,
     CheckpointSaved,
     Event,
     Finished,
     MemoryTaskStore,
     Stopped,
     Success,
+    TaskNotRunning,
     TaskRecord,
     TaskResult,
     open_task_manager,
@@ -125,6 +127,43 @@ async def test_an_accepted_cancel(
         await check_history(history, store)
     for fact in ("task t of thread-1", "attempt 1: began at", "journal: finished, attempt 1"):
         assert fact in str(e.value)
+
+
+async def test_a_cancel_that_was_refused_takes_no_other_along(
+    history: History, autojump_clock: object
+) -> None:
+    """Of two cancels the later one counted, and its answer was lost: it was asked for."""
+    counted = trio.Event()
+
+    class LosesTheSecond(MemoryTaskStore):
+        asked = 0
+
+        async def apply(self, task_id: str, event: Event) -> TaskRecord:
+            if not isinstance(event, CancelRequested):
+                return await super().apply(task_id, event)
+            self.asked += 1
+            if self.asked == 1:
+                await counted.wait()
+                return await super().apply(task_id, event)
+            await super().apply(task_id, event)
+            counted.set()
+            raise ConnectionError
+
+    store = LosesTheSecond()
+    async with open_task_manager(store) as unrecorded, trio.open_nursery() as nursery:
+        manager = RecordedManager(unrecorded, history)
+        await manager.start(request(task_id="t", supports_resume=True), stopping)
+        await manager.wait(OWNER, "t")
+
+        async def cancel_in_vain() -> None:
+            with pytest.raises(TaskNotRunning):
+                await manager.cancel(OWNER, "t")
+
+        nursery.start_soon(cancel_in_vain)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(ConnectionError):
+            await manager.cancel(OWNER, "t")
+    await check_history(history, store)
 
 
 async def test_a_notice_taken_twice(

@@ -113,7 +113,7 @@ class TaskHistory:
         runs: Its executions, in the order in which they began.
         saves: The checkpoints of all of them.
         started: The attempts whose start was answered, each with the number of the answers.
-        cancel_asked: When a cancel was asked for first, of those that were not refused.
+        cancels: When cancels were asked for, but those that were refused.
         cancel_accepted: When somebody was told first that a cancel is accepted.
         scope_cancelled: When the scope that it was spawned with was cancelled, if it ran, or was
             about to, and nothing else was to end it.
@@ -133,7 +133,7 @@ class TaskHistory:
     runs: list[Run] = attrs.field(factory=list[Run])
     saves: list[Save] = attrs.field(factory=list[Save])
     started: dict[int, int] = attrs.field(factory=dict[int, int])
-    cancel_asked: int | None = None
+    cancels: list[int] = attrs.field(factory=list[int])
     cancel_accepted: int | None = None
     scope_cancelled: int | None = None
     told: dict[tuple[int, TaskStatus], TaskSummary] = attrs.field(
@@ -145,6 +145,11 @@ class TaskHistory:
     collected: bool = False
     damaged: int | None = None
     ended_as: TaskRecord | None = None
+
+    @property
+    def cancel_asked(self) -> int | None:
+        """When was a cancel asked for first?"""
+        return min(self.cancels, default=None)
 
     @property
     def known(self) -> bool:
@@ -289,7 +294,7 @@ class History:
     def accepted(self, task: TaskHistory) -> None:
         """Note that somebody was told that a cancel of the task is accepted."""
         now = self.tick()
-        task.cancel_asked = task.cancel_asked or now
+        task.cancels.append(now)
         task.cancel_accepted = task.cancel_accepted or now
 
     def scope_cancelled(self, task: TaskHistory) -> None:
@@ -300,7 +305,7 @@ class History:
         if any(run.ended is not None or not run.undisturbed or run.causes for run in task.runs):
             return
         now = self.tick()
-        task.cancel_asked = task.cancel_asked or now
+        task.cancels.append(now)
         task.scope_cancelled = task.scope_cancelled or now
 
     def below(self, root: TaskHistory) -> list[TaskHistory]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -117,34 +117,32 @@ class RecordedManager:
     async def cancel(self, owner_thread_id: str, task_id: str) -> TaskSummary:
         """See `BackgroundTaskManager.cancel`."""
         task = self._history.tasks.get(task_id)
-        asked = self._ask_to_cancel([] if task is None else [task])
-        try:
+        with self._asked_to_cancel([] if task is None else [task]):
             summary = await self.unrecorded.cancel(owner_thread_id, task_id)
-        except Refused:
-            _take_back(asked)
-            raise
         self._cancelled(owner_thread_id, summary)
         return summary
 
     async def cancel_tree(self, owner_thread_id: str, task_id: str) -> CancelledTree:
         """See `BackgroundTaskManager.cancel_tree`."""
         root = self._history.tasks.get(task_id)
-        asked = self._ask_to_cancel([] if root is None else self._history.below(root))
-        try:
+        with self._asked_to_cancel([] if root is None else self._history.below(root)):
             tree = await self.unrecorded.cancel_tree(owner_thread_id, task_id)
-        except Refused:
-            _take_back(asked)
-            raise
         for summary in tree.own:
             self._cancelled(owner_thread_id, summary)
         return tree
 
-    def _ask_to_cancel(self, tasks: list[TaskHistory]) -> list[TaskHistory]:
-        """Note it; return those of which it is the first time."""
-        first = [task for task in tasks if task.cancel_asked is None]
-        for task in first:
-            task.cancel_asked = self._history.tick()
-        return first
+    @contextmanager
+    def _asked_to_cancel(self, tasks: list[TaskHistory]) -> Generator[None, None, None]:
+        """Note it, unless it is refused."""
+        now = self._history.tick()
+        for task in tasks:
+            task.cancels.append(now)
+        try:
+            yield
+        except Refused:
+            for task in tasks:
+                task.cancels.remove(now)
+            raise
 
     def _cancelled(self, owner: str, summary: TaskSummary) -> None:
         self._history.told(owner, summary)
@@ -220,8 +218,3 @@ class RecordedManager:
             for task in self._history.tasks.values():
                 if task.owner == owner_thread_id and not task.live:
                     task.collected = True
-
-
-def _take_back(asked: list[TaskHistory]) -> None:
-    for task in asked:
-        task.cancel_asked = task.cancel_accepted  # somebody else's, meanwhile
