@@ -77,6 +77,26 @@ async def test_wait_returns_the_end_of_the_attempt_it_waited_for(
         assert seen == [TaskStatus.STOPPED]
 
 
+async def test_wait_needs_no_read_for_what_ends_here(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What was stored last is told to who waits, also while the store cannot be read."""
+    store, gate, seen = FaultyStore(), Gate(), list[Any]()
+    async with open_task_manager(store) as manager, trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            seen.append((await manager.wait(OWNER, "t")).result)
+
+        await manager.start(request(task_id="t"), gate)
+        nursery.start_soon(wait)
+        await gate.entered.wait()
+        store.break_down("load")
+        gate.opened.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert seen == ["done"]
+        assert store.made["load"] == 0
+
+
 async def test_wait_for_what_is_collected(autojump_clock: trio.testing.MockClock) -> None:
     """A task that is gone when it is looked for is unknown."""
     store = MemoryTaskStore()
