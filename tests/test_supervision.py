@@ -383,7 +383,6 @@ async def test_nothing_is_left_after_the_end(autojump_clock: trio.testing.MockCl
             await call(request(), done)
     assert_idle(manager)
     assert repr(manager) == "<BackgroundTaskManager closed, 0 live tasks>"
-    assert "closed" in repr(manager)
 
 
 async def test_an_idle_manager_lets_the_loop_sleep(autojump_clock: trio.testing.MockClock) -> None:
@@ -829,11 +828,12 @@ async def test_a_supplied_scope_that_is_in_use_fails_the_task(
         assert summary.error.startswith("RuntimeError: ")
 
 
-@pytest.mark.parametrize("then", ["shutdown", "owner close"])
-async def test_a_supplied_scope_that_is_cancelled_before_the_runtime_ends_its_body(
-    then: str, autojump_clock: trio.testing.MockClock
+@pytest.mark.parametrize("close", ["shutdown", "owner close"])
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_supplied_scope_that_is_cancelled_about_when_the_runtime_ends_its_body(
+    close: str, autojump_clock: trio.testing.MockClock, *, late: bool
 ) -> None:
-    """It was a cancel, and stays one, also if its body takes until a close to tidy up."""
+    """Which came first counts, also if the body takes until the other one to tidy up."""
     scope, store = trio.CancelScope(), MemoryTaskStore()
 
     async def body(given: trio.CancelScope) -> TaskResult:
@@ -843,14 +843,38 @@ async def test_a_supplied_scope_that_is_cancelled_before_the_runtime_ends_its_bo
             with trio.CancelScope(shield=True):
                 await trio.sleep(1)
 
-    async with open_task_manager(store) as manager:
+    async with trio.open_nursery() as nursery, open_task_manager(store) as manager:
         task_id = await manager.spawn(OWNER, "work", "", body, cancel_scope=scope)
         await trio.testing.wait_all_tasks_blocked()
-        scope.cancel()
-        await trio.testing.wait_all_tasks_blocked()
-        if then == "owner close":
-            await manager.close_owner(OWNER)
-    assert (await stored(store, task_id)).status is TaskStatus.CANCELLED
+        if late:
+            scope.deadline = trio.current_time() + 0.5  # in the middle of the tidying up
+        else:
+            scope.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+        if close == "owner close":
+            nursery.start_soon(manager.close_owner, OWNER)
+            await trio.sleep(2)
+    ended = TaskStatus.STOPPED if late else TaskStatus.CANCELLED
+    assert (await stored(store, task_id)).status is ended
+
+
+async def test_a_supplied_scope_that_is_cancelled_before_a_start_that_nobody_confirms(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """If it was stored after all, it ends cancelled."""
+    store, scope = FaultyStore(), trio.CancelScope()
+    scope.cancel()
+
+    async def body(_: trio.CancelScope) -> TaskResult:
+        raise AssertionError
+
+    async with open_task_manager(store) as manager:
+        store.break_down("apply", "load", fault="hang after")
+        with trio.move_on_after(1):
+            await manager.spawn(OWNER, "work", "", body, task_id="t", cancel_scope=scope)
+        store.repair()
+        await trio.sleep(30)
+        assert (await stored(store, "t")).status is TaskStatus.CANCELLED
 
 
 async def test_a_supplied_scope_whose_body_succeeds(autojump_clock: trio.testing.MockClock) -> None:

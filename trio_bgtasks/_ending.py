@@ -78,6 +78,7 @@ class Ends:
 
     def unconfirmed(self, slot: Slot, attempt: int, error: BaseException) -> None:
         """End an attempt whose start may have been stored, but whose body was not run."""
+        slot.note_unasked_cancel()
         self._retry_later(slot, self._finished(slot, attempt, Stopped(UNCONFIRMED)), _named(error))
 
     def let_go(self, slot: Slot) -> None:

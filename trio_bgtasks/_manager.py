@@ -143,8 +143,9 @@ class BackgroundTaskManager:
     ) -> str:
         """Start ``body(cancel_scope)`` in the background; return its task id. Never resumable.
 
-        ``cancel_scope``: a scope of the caller's to run it in; cancelling it is a cancel, unless
-        something else ends the task already. Raises as `start` does.
+        ``cancel_scope``: a scope of the caller's to run it in; cancelling it is a cancel,
+        stored with the end, unless something else was to end the task before. Raises as `start`
+        does.
         """
         if cancel_scope is not None and not isinstance(cancel_scope, trio.CancelScope):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(

@@ -35,8 +35,8 @@ def nothing_left() -> Generator[None]:
     yield
     gc.collect()
     # Without a parent it is a thread itself, which coverage makes one for all that it measures.
-    there = [g for g in gc.get_objects() if isinstance(g, greenlet.greenlet) and g.parent]
-    assert not [g for g in there if g and not g.dead]
+    greenlets = [g for g in gc.get_objects() if isinstance(g, greenlet.greenlet)]
+    assert not [g for g in greenlets if g.parent and g and not g.dead]
     assert threading.active_count() <= threads
 
     async def nothing() -> None:

@@ -40,7 +40,6 @@ _BRINGS: dict[type[object], tuple[str, ...]] = {
     CheckpointSaved: ("checkpoint",),
     Finished: ("result",),
 }
-_JSON_FIELDS = ("args", "metadata", "result", "checkpoint")
 _ANY_SIZE = 1 << 62  # sizes are bounded where values are given
 
 

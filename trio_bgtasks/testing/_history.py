@@ -259,7 +259,15 @@ class History:
         async def recorded(scope: trio.CancelScope) -> TaskResult:
             task = self.task(task_id, owner)
             task.parent = parent
-            run = Run(task, 1, machine, True, False, None, self.tick())  # noqa: FBT003
+            run = Run(
+                task,
+                attempt=1,
+                machine=machine,
+                background=True,
+                is_resume=False,
+                checkpoint=None,
+                began=self.tick(),
+            )
             return await self._watched(run, scope, partial(body, scope))
 
         return recorded
@@ -300,13 +308,12 @@ class History:
     def scope_cancelled(self, task: TaskHistory) -> None:
         """Note that the scope that a task was spawned with is cancelled by whoever gave it.
 
-        That is a cancel, unless its body has ended, or something else was to end it before.
+        That is a cancel, unless its body has ended or succeeds, or something else was to end it
+        before. That a scope's deadline passes is noted by hand, too.
         """
         if any(run.ended is not None or not run.undisturbed or run.causes for run in task.runs):
             return
-        now = self.tick()
-        task.cancels.append(now)
-        task.scope_cancelled = task.scope_cancelled or now
+        task.scope_cancelled = task.scope_cancelled or self.tick()
 
     def below(self, root: TaskHistory) -> list[TaskHistory]:
         """Return a task and everything that was started below it."""

@@ -255,7 +255,8 @@ class _Check:
             after = journal[journal.index("cancel_requested") :]
             if "attempt_started" in after:
                 self.broken(5, "it was resumed after its cancel had been accepted")
-        if record.cancel_accepted and task.cancel_asked is None and not itself:
+        asked = task.cancel_asked is not None or task.scope_cancelled is not None
+        if record.cancel_accepted and not asked and not itself:
             self.broken(5, "nobody asked for its cancel")
         if task.cancel_accepted is None:
             return
@@ -292,9 +293,10 @@ def may_end_as(run: Run) -> set[TaskStatus]:
     own = TaskStatus.FAILED
     if run.outcome is not None:
         own = _STATUS[type(run.outcome)]
-    if task.scope_cancelled is not None and run.undisturbed and own is not TaskStatus.COMPLETED:
+    scope = task.scope_cancelled is not None and own is not TaskStatus.COMPLETED
+    if scope and run.undisturbed:
         return {TaskStatus.CANCELLED}
-    allowed: set[TaskStatus] = {TaskStatus.CANCELLED} if task.cancel_asked else set()
+    allowed: set[TaskStatus] = {TaskStatus.CANCELLED} if task.cancel_asked or scope else set()
     if run.causes and run.cancelled and own is not TaskStatus.COMPLETED:
         allowed |= {TaskStatus.FAILED if run.causes == {"deadline"} else TaskStatus.STOPPED}
     elif not _passed_on(run):

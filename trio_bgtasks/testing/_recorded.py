@@ -68,13 +68,15 @@ class RecordedManager:
     ) -> str:
         """See `BackgroundTaskManager.spawn`; the body is recorded.
 
-        Whoever cancels ``cancel_scope`` afterwards notes that by `History.scope_cancelled`.
+        Whoever cancels ``cancel_scope`` afterwards, or lets its deadline pass, notes that by
+        `History.scope_cancelled`.
         """
         self._note_executor()
         if task_id is None:
             task_id = f"bg_{uuid4().hex}"  # the body is not told its own
         if parent_task_id is None:
             parent_task_id = self.unrecorded.current_task_id()
+        dead = cancel_scope is not None and cancel_scope.cancel_called  # else the runtime did that
         answer = await self.unrecorded.spawn(
             owner_thread_id,
             task_type,
@@ -90,8 +92,8 @@ class RecordedManager:
         task = self._history.task(answer, owner_thread_id)
         task.parent = parent_task_id
         task.started[1] = task.started.get(1, 0) + 1
-        if cancel_scope is not None and cancel_scope.cancel_called:
-            self._history.scope_cancelled(task)  # before its body could begin
+        if dead:
+            self._history.scope_cancelled(task)
         return answer
 
     async def run(self, request: StartRequest, body: Body) -> TaskResult:

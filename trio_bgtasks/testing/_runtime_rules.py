@@ -173,15 +173,26 @@ class EverydayRules(RuntimeStage):
             chosen.orders.send_nowait(order)
             await trio.testing.wait_all_tasks_blocked()
 
-    @rule(work=few)
+    @rule(work=st.none() | few, manners=manners, late=st.booleans())
     @in_trio
-    async def cancel_its_scope(self, work: int) -> None:
-        """Whoever spawned a task cancels the scope that it was given: that is a cancel."""
-        if not self.scoped:
-            how: list[Manners] = ["tidies up", "passes on", "fails"]
-            await self.spawn_task(self.host(0), "bob", None, how[work], trio.CancelScope())
-        chosen = newest(self.scoped, work)
-        self.world.cancel_scope_of(chosen.run.task)
+    async def cancel_its_scope(
+        self,
+        work: int | None,
+        manners: Manners,
+        late: bool,  # noqa: FBT001
+    ) -> None:
+        """Whoever spawned a task cancels the scope that it was given: that is a cancel.
+
+        Late, when its owner is being closed, it is none any more.
+        """
+        if work is None or not self.scoped:
+            await self.spawn_task(self.host(0), "bob", None, manners, trio.CancelScope())
+        chosen = newest(self.scoped, work or 0)
+        async with trio.open_nursery() as nursery:
+            if late:
+                nursery.start_soon(self.end_owner, chosen.host, chosen.run.task.owner)
+                await trio.testing.wait_all_tasks_blocked()
+            self.world.cancel_scope_of(chosen.run.task)
         await trio.testing.wait_all_tasks_blocked()
         goes_on = f"its scope was cancelled, and it goes on\n{chosen.run.task}"
         assert not chosen.waits, f"promise 5: {goes_on}"

@@ -19,6 +19,7 @@ from trio_bgtasks import (
     BackgroundTaskManager,
     CorruptRecord,
     Event,
+    Finished,
     MemoryTaskStore,
     Registered,
     StartRequest,
@@ -29,6 +30,7 @@ from trio_bgtasks import (
     _ending,
 )
 from trio_bgtasks._cancelling import _Tree
+from trio_bgtasks._ending import Ends
 from trio_bgtasks._looking import Looker
 from trio_bgtasks._slots import Slot
 from trio_bgtasks._supervision import Supervisor
@@ -157,6 +159,37 @@ def a_close_forgets_the_callers_cancel(patch: Patch) -> None:
     patch.setattr(Slot, "stop", forgetful)
 
 
+def a_cancelled_scope_takes_success_away(patch: Patch) -> None:
+    """What succeeds in a scope that its caller cancelled counts as cancelled."""
+    finished = Ends._finished
+
+    def marked(self: Ends, slot: Slot, *end: Any) -> Finished:
+        event = finished(self, slot, *end)
+        mark = event.at_ms if "cancel" in slot.reasons else event.cancel_requested_at_ms
+        return attrs.evolve(event, cancel_requested_at_ms=mark)
+
+    patch.setattr(Ends, "_finished", marked)
+
+
+def a_callers_cancel_is_never_late(patch: Patch) -> None:
+    """Its caller may cancel the scope of a body that a close has cancelled: then it is cancelled."""
+    cancel, note = trio.CancelScope.cancel, Slot.note_unasked_cancel
+    late: list[trio.CancelScope] = []
+
+    def cancelled(self: trio.CancelScope, reason: str | None = None) -> None:
+        if reason is None and self.cancel_called:
+            late.append(self)
+        cancel(self, reason)
+
+    def noted(self: Slot) -> None:
+        note(self)
+        if self.scope in late:
+            self.reasons.add("cancel")
+
+    patch.setattr(trio.CancelScope, "cancel", cancelled)
+    patch.setattr(Slot, "note_unasked_cancel", noted)
+
+
 def spawns_are_answered_too_early(patch: Patch) -> None:
     """Who spawns is answered before the start is stored."""
     spawn = BackgroundTaskManager.spawn
@@ -227,6 +260,8 @@ PLANTED: list[tuple[Bug, str]] = [
     (keys_are_not_kept, "promise 3"),
     (the_callers_scope_is_ignored, "promise 5:"),
     (a_close_forgets_the_callers_cancel, "promise 5:"),
+    (a_cancelled_scope_takes_success_away, "promise 9:"),
+    (a_callers_cancel_is_never_late, "promise 9:"),
     (spawns_are_answered_too_early, "promise 2:"),
     (the_dead_are_followed_by_themselves, "promise [46]:"),
     (bodies_begin_twice, "promise 1:"),
