@@ -40,6 +40,7 @@ from trio_bgtasks import (
 )
 from trio_bgtasks._lifecycle import CancelRequested, Registered
 from trio_bgtasks.stores import ExecutorHandle, RecordPage, SweepReport, wall_clock_ms
+from trio_bgtasks.testing import CorruptibleStore
 
 FIELDS = ("task_id", "owner_thread_id", "attempt")
 T = {"task_id": "t", "owner_thread_id": OWNER, "attempt": 1}
@@ -110,6 +111,24 @@ async def test_an_end_that_is_not_stored_yet(
     assert lines(caplog)[:2] == [unsaved, unsaved]
     lost: Line = ("manager", "ERROR", f"closed with 1 ends not stored: t: {why}", {})
     assert lines(caplog)[-1] == lost
+
+
+async def test_an_end_that_is_lost(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That a corrupt record cannot take an end is told once more, as an error."""
+    store = CorruptibleStore()
+    with pytest.raises(TaskStoreError):
+        async with opened(store) as manager:
+            gate = Gate()
+            await manager.start(request(task_id="t"), gate)
+            await gate.entered.wait()
+            store.corrupt("t")
+            gate.opened.set()
+            await trio.sleep(1)
+    told = next(line for line in lines(caplog) if line[1] == "ERROR")
+    why = "the stored record of task 't' is corrupt: damaged"
+    assert told == ("supervision", "ERROR", f"task t: its end is lost: {why}", T)
 
 
 async def test_a_cancel_that_is_not_stored_yet(

@@ -74,7 +74,9 @@ async def test_ends_outlive_an_outage(
         assert all(len(gate.runs) == 1 for gate in gates)
         why = manager.persistence_error(OWNER, "t0")
         assert why is not None
+        said = "down" if fault == "before" else "TaskStoreError: the store did not answer in time"
         assert why.startswith("the task ended as completed, which is not stored yet: ")
+        assert why.endswith(said)
         summary = await manager.get(OWNER, "t0")
         assert summary is not None
         assert (summary.status, summary.persistence_error) == (TaskStatus.RUNNING, why)

@@ -213,6 +213,14 @@ async def test_a_refused_event_changes_nothing(world: World) -> None:
 NOT_JSON: Any = {1}  # a set; what types cannot keep out is kept out when it is stored
 
 
+async def test_values_of_any_size_are_taken(world: World) -> None:
+    """Sizes are bounded where values are given, by limits that the store need not know."""
+    await world.start("bg_1")
+    large = "x" * (2 << 20)
+    saved = await world.store.apply("bg_1", CheckpointSaved(9, world.me, 1, large))
+    assert saved.checkpoint == large
+
+
 @pytest.mark.parametrize(
     "event",
     [
