@@ -261,7 +261,7 @@ PLANTED: list[tuple[Bug, str]] = [
     (the_callers_scope_is_ignored, "promise 5:"),
     (a_close_forgets_the_callers_cancel, "promise 5:"),
     (a_cancelled_scope_takes_success_away, "promise 9:"),
-    (a_callers_cancel_is_never_late, "promise 9:"),
+    (a_callers_cancel_is_never_late, "promise [29]:"),
     (spawns_are_answered_too_early, "promise 2:"),
     (the_dead_are_followed_by_themselves, "promise [46]:"),
     (bodies_begin_twice, "promise 1:"),
