@@ -843,7 +843,7 @@ async def test_a_supplied_scope_that_is_cancelled_about_when_the_runtime_ends_it
             with trio.CancelScope(shield=True):
                 await trio.sleep(1)
 
-    async with trio.open_nursery() as nursery, open_task_manager(store) as manager:
+    async with open_task_manager(store) as manager, trio.open_nursery() as nursery:
         task_id = await manager.spawn(OWNER, "work", "", body, cancel_scope=scope)
         await trio.testing.wait_all_tasks_blocked()
         if late:
@@ -853,7 +853,6 @@ async def test_a_supplied_scope_that_is_cancelled_about_when_the_runtime_ends_it
             await trio.testing.wait_all_tasks_blocked()
         if close == "owner close":
             nursery.start_soon(manager.close_owner, OWNER)
-            await trio.sleep(2)
     ended = TaskStatus.STOPPED if late else TaskStatus.CANCELLED
     assert (await stored(store, task_id)).status is ended
 
