@@ -57,6 +57,11 @@ class RuntimeCast(TrioStateMachine):
         for _ in range(self.machines):
             await self.world.boot()
 
+    def next_number(self) -> int:
+        """Return the number of the next start."""
+        self.asked += 1
+        return self.asked - 1
+
     # ---- what there is to choose from ------------------------------------------------------------
 
     @property

@@ -65,8 +65,7 @@ class RuntimeStage(RuntimeCast):
 
     def new_task(self, parent: int | None, manners: Manners) -> tuple[str, str | None]:
         """Return the id of a new task, and its parent: one before it, or the next one: a cycle."""
-        number = self.asked
-        self.asked += 1
+        number = self.next_number()
         above = None if parent is None else f"t{number + (1, -1, -2)[parent]}"
         if above in [task.task_id for task in self.damaged]:
             above = None
