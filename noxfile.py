@@ -62,7 +62,8 @@ def coverage(session: nox.Session) -> None:
     """Run the tests and report every branch, also of child processes, that they missed."""
     session.install("-e", ".[cli,testing]", *groups("tests", "coverage"))
     session.run("coverage", "erase")
-    # The whole search takes 12 s, and half an hour where it is traced; the short ones go every way.
+    # The whole search takes 12 s; traced, once it had not ended after 20 minutes. The short ones
+    # go every way.
     search = "tests/property/test_search.py::test_no_interleaving_breaks_a_promise"
     tests = ("pytest", *SIDE_BY_SIDE, "--deselect", search, *session.posargs)
     session.run("coverage", "run", "-m", *tests)

@@ -22,11 +22,6 @@ settings.register_profile(  # ten times the others, and new examples every time
 settings.load_profile("ci" if "CI" in os.environ else "default")
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than there are cores: many tests wait for processes that do nothing."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Captured text may hold lone surrogates, on purpose; a worker's report cannot be sent then."""

@@ -15,7 +15,6 @@ import trio.testing
 from tests.support import (
     OWNER,
     FaultyStore,
-    Gate,
     ReplaceableStore,
     StallingStore,
     StoreWrapper,
@@ -100,11 +99,9 @@ async def test_an_end_that_is_not_stored_yet(
     store = FaultyStore()
     with pytest.raises(TaskStoreError):
         async with opened(store, shutdown_grace_s=0) as manager:
-            gate = Gate()
-            await manager.start(request(task_id="t"), gate)
-            await gate.entered.wait()
+            gates = await grow(manager, "t")
             store.break_down("apply")
-            gate.opened.set()
+            gates["t"].opened.set()
             await trio.sleep(0.3)
     why = f"the task ended as completed, which is not stored yet: {DOWN}"
     unsaved: Line = ("supervision", "WARNING", f"task t: {why}", T)
@@ -120,11 +117,9 @@ async def test_an_end_that_is_lost(
     store = CorruptibleStore()
     with pytest.raises(TaskStoreError):
         async with opened(store) as manager:
-            gate = Gate()
-            await manager.start(request(task_id="t"), gate)
-            await gate.entered.wait()
+            gates = await grow(manager, "t")
             store.corrupt("t")
-            gate.opened.set()
+            gates["t"].opened.set()
             await trio.sleep(1)
     told = next(line for line in lines(caplog) if line[1] == "ERROR")
     why = "the stored record of task 't' is corrupt: damaged"
