@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.property.depth import deep, depth
@@ -143,3 +145,18 @@ def test_a_damaged_record_excuses_no_wrong_cancel_mark_but_its_own() -> None:
     model = StoreModel(corrupt=frozenset({"damaged"}))
     assert complaint(model, View(marks={"ex": ["damaged"]})) is None
     assert complaint(model, View(marks={"ex": ["nobody's"]})) is not None
+
+
+@settings(max_examples=1, database=None)
+@given(schedule=st.just(0))
+def test_a_sweep_that_nobody_heard_of_need_not_report_what_is_damaged(schedule: int) -> None:
+    """The one answer was lost, so nothing was reported; the nightly run took that for a fault."""
+    state = SqliteMachine()
+    try:
+        state.begin(schedule=schedule)
+        state.reopen(client=0, pieces=[])
+        state.damage(number=0)
+        state.sweep(sweepers=[(0, "answer lost", 0)], suspect=None, again=False)
+        state.sweep(sweepers=[(0, "answer lost", 0)], suspect=None, again=True)
+    finally:
+        state.teardown()

@@ -175,7 +175,8 @@ class StoreDisasters(StoreClients):
             if not least <= found <= most:
                 raise broken(view.SWEEP, f"{title} should be {sorted(most)}, each once\n{what}")
         damaged = {error.task_id for error in may.corrupt}
-        if {error.task_id for _, report in reports for error in report.corrupt} != damaged:
+        reported = {error.task_id for _, report in reports for error in report.corrupt}
+        if reports and reported != damaged:
             raise broken(view.CORRUPT, f"{sorted(damaged)} should be reported\n{what}")
         for one, report in reports:
             if one.client.dead:
