@@ -437,7 +437,7 @@ PLANTED: list[tuple[type[MemoryTaskStore], str]] = [
     (ForgetsTombstones, "answered as the lifecycle says"),
     (ReusesKeys, "answered as the lifecycle says"),
     (AppliesAfterNo, "the output log"),
-    (AppliesWhenCancelled, "a call that was cancelled was not applied"),
+    (AppliesWhenCancelled, "a call that was cancelled was not applied|one transaction"),
     (HalfATransaction, "one transaction|the journal has"),
     (HandsOutItsOwn, "what a store hands out"),
     (KeepsWhatItWasGiven, "one transaction|nothing else is|what a store hands out"),
