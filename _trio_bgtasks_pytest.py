@@ -35,16 +35,11 @@ class _Process:
 
         self._store = store
         self._scope = trio.CancelScope()
-        self._crashed = False
         self._ended = trio.Event()
         self.stop = trio.Event()
 
     async def live(self, task_status: trio.TaskStatus[None]) -> None:
-        from trio_bgtasks import (  # noqa: PLC0415 - see above
-            ManagerConfig,
-            TaskStoreError,
-            open_task_manager,
-        )
+        from trio_bgtasks import ManagerConfig, open_task_manager  # noqa: PLC0415 - see above
 
         # A memory store takes an end at once or, after a crash, never: that is not waited for.
         config = ManagerConfig(shutdown_grace_s=0)
@@ -53,14 +48,10 @@ class _Process:
                 async with open_task_manager(self._store, config=config) as self.manager:
                     task_status.started()
                     await self.stop.wait()
-        except TaskStoreError:
-            if not self._crashed:  # nothing is stored any more: that is what a crash is
-                raise
         finally:
             self._ended.set()
 
     async def crash(self) -> None:
-        self._crashed = True
         self._store.crash(self.manager.statistics().executor_id)
         self._scope.cancel(reason="its process is simulated to crash")
         await self._ended.wait()

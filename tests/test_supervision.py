@@ -466,16 +466,17 @@ def test_ctrl_c_interrupts_a_body_at_once() -> None:
     assert seen == ["interrupted"]
 
 
-@pytest.mark.parametrize("k", [2, 3, 4])
+@pytest.mark.parametrize("where", ["start", "read-back", "end"])
 def test_ctrl_c_while_the_manager_waits_for_its_store(
-    k: int, caplog: pytest.LogCaptureFixture
+    where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Ctrl-C reaches the main task in a shield, too: the slot is settled all the same, and told.
-
-    ``k``: the start, its read-back, the end of a foreground run.
-    """
+    """Ctrl-C reaches the main task in a shield, too: the slot is settled all the same, and told."""
     store = FaultyStore()
     ran = False
+
+    def torn() -> Exception:
+        store.break_down("load", fault="hang")
+        return OSError("torn")
 
     async def body(_: BackgroundExecution, __: trio.CancelScope) -> TaskResult:
         nonlocal ran
@@ -492,11 +493,11 @@ def test_ctrl_c_while_the_manager_waits_for_its_store(
     async def main() -> None:
         async with open_task_manager(store) as manager, trio.open_nursery() as nursery:
             await trio.testing.wait_all_tasks_blocked()
-            match k:
-                case 2:
+            match where:
+                case "start":
                     store.break_down("apply", fault="hang after")
-                case 3:
-                    store.break_down("apply", "load", fault="hang after")
+                case "read-back":
+                    store.break_down("apply", fault="after", error=torn)
                 case _:
                     store.break_down("apply", fault="hang", first=2)
             nursery.start_soon(press)

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.cli.command import Cli
 from tests.processes import until
+from tests.support import FaultyStore, forever, request
 from trio_bgtasks import (
     BackgroundCapable,
     BackgroundTaskManager,
@@ -247,6 +249,21 @@ async def test_a_resume_that_comes_too_late_starts_nothing() -> None:
             await starter.start(endless, "you", {"task_id": task_id})
         assert len(begun) == 1
         nursery.cancel_scope.cancel()
+
+
+async def test_an_end_that_was_seen_is_not_overwritten_by_an_older_look() -> None:
+    """A look that waits for the store while the task ends changes nothing."""
+    store = FaultyStore()
+    async with open_task_manager(store) as manager, trio.open_nursery() as nursery:
+        begun = _run._Begun(await owned(manager, "me", await manager.start(request("me"), forever)))
+        store.break_down("read_output", fault="wait")
+        nursery.start_soon(_run._look, manager, begun)
+        await trio.testing.wait_all_tasks_blocked()
+        end = OwnedTask("me", TaskSummary("t", "shell", "d", TaskStatus.COMPLETED, 1000), 2000)
+        begun.task, begun.last_line, begun.ended = end, "its last line", True
+        assert store.struck
+        store.repair()
+    assert (begun.task, begun.last_line) == (end, "its last line")
 
 
 async def test_a_look_at_a_collected_task_leaves_it_as_it_was() -> None:

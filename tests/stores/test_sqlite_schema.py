@@ -217,11 +217,12 @@ async def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
 def unprivileged(script: str, folder: Path) -> str:
     """Run a script in a process that may not do what root may; return what it prints."""
     preamble = (
-        "import os, sys, trio\n"
+        "import atexit, os, sys, trio\n"
         "from trio_bgtasks import TaskStoreError\n"
         "from trio_bgtasks.stores import LeaseTerms, SqliteTaskStore\n"
         "if os.getuid() == 0:\n"
-        "    os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "    os.setgroups([]); os.setgid(65534); os.setresuid(65534, 65534, 0)\n"
+        "    atexit.register(os.setresuid, 0, 0, 0)  # or coverage could not write what it saw\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", preamble + script, str(folder)],

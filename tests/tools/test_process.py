@@ -618,6 +618,18 @@ async def test_a_killed_keeper_is_noticed(marked: Marked) -> None:
     await until(lambda: not marked.alive())
 
 
+async def test_a_keeper_killed_before_it_was_told_what_to_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it leaves unread resets its channel: nothing was run, and that is what is said."""
+    told = "import os, select, signal; select.select([0], [], []); os.kill(os.getpid(), signal.SIGKILL)"
+    monkeypatch.setattr(_process, "_KEEPER", [sys.executable, "-I", "-S", "-c", told])
+    with pytest.raises(
+        CommandNotStarted, match=r"the keeper process ended before it \(status -9\)"
+    ):
+        await run("true")
+
+
 async def test_a_keeper_killed_as_soon_as_the_command_runs(
     monkeypatch: pytest.MonkeyPatch, marked: Marked
 ) -> None:

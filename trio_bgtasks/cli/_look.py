@@ -49,19 +49,24 @@ _PAGE_BYTES = 256 << 10
 async def ls(session: Session, owner: str | None) -> int:
     """List the tasks of ``owner`` (None: of all) in order of creation."""
     async with session.manager() as manager:
-        tasks = [
-            await owned(manager, name, summary)
-            for name in await _owners(manager, owner)
-            for summary in await manager.list_tasks(name)
-        ]
-        if owner is None:
-            order = [await _place(manager, task) for task in tasks]
-            tasks = [tasks[n] for n in sorted(range(len(tasks)), key=order.__getitem__)]
+        tasks = await _tasks(manager, owner)
     if session.json:
         say_json(tasks_json(tasks))
     else:
         show(tasks_grid(tasks, owners=owner is None))
     return Exit.COMPLETED
+
+
+async def _tasks(manager: BackgroundTaskManager, owner: str | None) -> list[OwnedTask]:
+    tasks = [
+        await owned(manager, name, summary)
+        for name in await _owners(manager, owner)
+        for summary in await manager.list_tasks(name)
+    ]
+    if owner is not None:
+        return tasks
+    order = [await _place(manager, task) for task in tasks]
+    return [tasks[n] for n in sorted(range(len(tasks)), key=order.__getitem__)]
 
 
 async def _place(manager: BackgroundTaskManager, task: OwnedTask) -> int:
