@@ -284,6 +284,20 @@ SCHEMAS: list[dict[str, Any]] = [
     properties("a", a={"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 3}]}),
     properties("a", a={"oneOf": [{"type": "integer"}, {"type": "null"}], "description": "d"}),
     properties("a", a={"allOf": [{"minimum": 1}, {"type": "integer", "maximum": 2}]}),
+    properties("a", a={"allOf": [{"type": "integer", "minimum": 1}, True, {"minimum": 2}]}),
+    properties("a", a={"allOf": [{"maxLength": 9}, {"maxLength": 2}], "type": "string"}),
+    properties("a", a={"anyOf": [False, {"type": "boolean"}]}),
+    properties(
+        "a",
+        a={
+            "allOf": [
+                {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+                {"anyOf": [{"type": "integer"}, {"type": "boolean"}]},
+            ]
+        },
+    ),
+    properties("a", "b", a={"minLength": 2}, b={"items": {"const": 1}, "maxItems": 2}),
+    properties("a", a={"type": "integer", "multipleOf": 1.5, "minimum": 0, "maximum": 9}),
     {"additionalProperties": {"type": "integer"}, "minProperties": 1, "maxProperties": 2},
     {**properties("a", a=True), "additionalProperties": False},
     {"allOf": [properties("a", a={"type": "string"}), properties("b", b={"type": "null"})]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 
 import pytest
 import trio
@@ -165,6 +166,44 @@ def test_a_crash_while_the_run_ends_is_raised_by_close() -> None:
         run.call(start)
         with pytest.raises(KeyError, match="clean-up"):
             run.close()
+
+
+def test_a_ctrl_c_that_no_call_takes_ends_the_run() -> None:
+    """It comes out bare, as it would of a synchronous test."""
+    with nothing_left():
+        run = TrioRun()
+
+        @trio.lowlevel.enable_ki_protection
+        async def press() -> None:
+            signal.raise_signal(signal.SIGINT)
+            await trio.sleep_forever()
+
+        with pytest.raises(KeyboardInterrupt):
+            run.call(press)
+        assert run.over
+        run.close()
+
+
+def test_a_run_that_trio_itself_gives_up_is_over() -> None:
+    """Trio's own error is raised; nothing of the run is resumed outside of it when it goes."""
+
+    def abort(_: object) -> trio.lowlevel.Abort:
+        raise KeyError("abort")
+
+    async def wait_in_vain() -> None:
+        with trio.move_on_after(1):
+            await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def break_a_run() -> None:
+        run = TrioRun()
+        with pytest.raises(trio.TrioInternalError) as broken:
+            run.call(wait_in_vain)
+        assert isinstance(broken.value.__cause__, KeyError)
+        assert run.over
+        run.close()
+
+    with nothing_left():
+        break_a_run()  # where its names end, so that it can be collected
 
 
 def test_what_will_not_end_is_named_and_ended_all_the_same() -> None:

@@ -62,7 +62,7 @@ class _Checked(Tool):
         return ToolDescriptor("tool", "tool", "", self.schema)
 
     async def execute(self, args: Any, ctx: ToolCallContext) -> ToolResult:
-        raise NotImplementedError
+        raise NotImplementedError  # pragma: no cover - nobody calls it
 
     def accepts(self, args: Any) -> bool:
         try:
@@ -83,7 +83,8 @@ class _Maker:
         if not isinstance(schema, dict):
             return st.nothing() if schema is False else json_values()
         part = cast("_Schema", schema)
-        for keyword in ("$ref", "allOf", "anyOf", "oneOf"):
+        # allOf is the last: where two of its parts are choices, merging them makes another one.
+        for keyword in ("$ref", "anyOf", "oneOf", "allOf"):
             if keyword in part:
                 rest = {name: value for name, value in part.items() if name != keyword}
                 return self._combined(keyword, part[keyword], rest)
