@@ -24,8 +24,6 @@ from tests.property.machines import MemoryMachine
 from tests.stores.make_schema_db import DATA
 from trio_bgtasks import MemoryTaskStore, SqliteTaskStore, TaskStore
 from trio_bgtasks.testing import FaultyStore, TaskStoreMachine
-from trio_bgtasks.testing._store_model import StoreModel
-from trio_bgtasks.testing._store_view import View, complaint
 
 from .store_process import RemoteStore, open_remotely
 
@@ -138,13 +136,6 @@ def test_a_migrated_file_keeps_them_too(file: Path) -> None:
         written = file
 
     run_state_machine_as_test(Machine, settings=depth(share=0.05, steps=25))
-
-
-def test_a_damaged_record_excuses_no_wrong_cancel_mark_but_its_own() -> None:
-    """Whether the mark of a corrupt record is told is the store's; that of another is not."""
-    model = StoreModel(corrupt=frozenset({"damaged"}))
-    assert complaint(model, View(marks={"ex": ["damaged"]})) is None
-    assert complaint(model, View(marks={"ex": ["nobody's"]})) is not None
 
 
 @settings(max_examples=1, database=None)

@@ -110,9 +110,10 @@ class TaskStoreMachine(StoreReaders, StoreDisasters):
         """A new task stops, several clients resume or abandon it, and its end is read."""
         await self._alone(wish.PLAIN)
         task_id, record = self._scene(0).task(0)
-        if record is not None and record.executor_id is not None:
-            stop = Finished(self._now_ms(), record.executor_id, record.attempt, Stopped())
-            await self._together([Made(self._one(0), Apply(task_id, stop))])
+        assert record is not None
+        assert record.executor_id is not None  # it has just been started
+        stop = Finished(self._now_ms(), record.executor_id, record.attempt, Stopped())
+        await self._together([Made(self._one(0), Apply(task_id, stop))])
         await self._together(
             [self._made(Request(attrs.evolve(wish, task=0), client)) for wish, client in wishes]
         )

@@ -78,7 +78,7 @@ class Read:
                 view.notices[about] = await store.notices(about, limit=MANY)
             case "owners":
                 view.owners = await store.owners(limit=MANY)
-            case "cancel_marks":
+            case "cancel_marks":  # pragma: no branch (it is one of these)
                 view.marks[about] = await store.cancel_marks(about)
 
 
