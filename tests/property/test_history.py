@@ -24,7 +24,7 @@ from trio_bgtasks import (
     TaskResult,
     open_task_manager,
 )
-from trio_bgtasks.testing import History, RecordedManager, check_history
+from trio_bgtasks.testing import Fault, FaultyStore, History, RecordedManager, check_history
 
 
 class Forgetful(MemoryTaskStore):
@@ -274,3 +274,36 @@ async def test_a_scope_that_is_cancelled_too_late(
         assert task.scope_cancelled is None
     await manager.close_owner(OWNER)
     await check_history(history, store)
+
+
+async def test_a_start_whose_key_leads_to_another_task_begins_nothing(
+    manager: RecordedManager, store: Forgetful, history: History, autojump_clock: object
+) -> None:
+    """The answer is about the task of the first start; nobody was told that a second one began."""
+    await manager.start(request(task_id="t", idempotency_key="key"), working)
+    await manager.wait(OWNER, "t")
+    summary = await manager.start(request(task_id="u", idempotency_key="key"), working)
+    assert summary.task_id == "t"
+    assert history.tasks["t"].started == {1: 1}
+    assert list(history.tasks) == ["t"]
+    await check_history(history, store)
+
+
+async def test_an_acknowledgement_without_an_answer(
+    history: History, autojump_clock: object
+) -> None:
+    """Whoever took those notices may be told of them again, or not: nobody knows."""
+    faults: tuple[Fault, ...] = ("before", "after")
+    for fault in faults:
+        store = FaultyStore()
+        async with open_task_manager(store) as unrecorded:
+            manager = RecordedManager(unrecorded, history)
+            await manager.start(request(task_id=fault), stopping)
+            await manager.wait(OWNER, fault)
+            store.break_down("acknowledge", fault=fault)
+            with pytest.raises(ConnectionError):
+                await manager.take_notices(OWNER)
+            store.repair()
+            assert history.tasks[fault].unsure == {1}
+            await check_history(history, store)
+            history.tasks.clear()

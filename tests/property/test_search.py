@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import runpy
 
 import pytest
 
 from tests.property.planted import applies as broken
-from trio_bgtasks.testing import search_lifecycle
+from trio_bgtasks import TaskRecord, UnknownTask
+from trio_bgtasks.testing import LifecycleSearch, _search, search_lifecycle
 from trio_bgtasks.testing._lifecycle_machine import Apply
 
 
@@ -19,6 +21,30 @@ def test_no_interleaving_breaks_a_promise() -> None:
     assert search.steps > 10 * search.states
     assert search.depth > 15
     assert str(search).startswith(f"no promise is broken in {search.states:,} states, ")
+
+
+def test_who_refuses_everything_breaks_no_promise() -> None:
+    """Nothing begins, so there is little to go through; the command says how much that was."""
+
+    def refuse(task_id: str, *_: object) -> TaskRecord:
+        raise UnknownTask(task_id)
+
+    search = search_lifecycle(refuse)
+    assert 1 < search.states < 200
+    assert search.depth < 10
+
+
+def test_the_command_says_how_much_it_went_through(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, of the whole search; a shorter one does here."""
+    found = LifecycleSearch(states=1234, steps=56789, depth=12)
+    monkeypatch.setattr(_search, "search_lifecycle", lambda: found)
+    runpy.run_module("trio_bgtasks.testing", run_name="__main__")
+    said = (
+        "no promise is broken in 1,234 states, 56,789 steps between them, at most 12 from the start"
+    )
+    assert capsys.readouterr().out == f"{said}\n"
 
 
 @pytest.mark.parametrize(

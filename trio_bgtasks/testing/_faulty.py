@@ -237,7 +237,7 @@ class FaultyStore(StoreWrapper):
                 await trio.sleep_forever()
             case "slow":
                 await trio.sleep(_SLOW_S)
-            case "wait":
+            case "wait":  # pragma: no branch (it is one of these)
                 await repaired.wait()
         return await afn()
 

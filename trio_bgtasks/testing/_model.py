@@ -223,7 +223,7 @@ def _changed_otherwise(record: TaskRecord | None, event: Event) -> dict[str, Any
             return {"output_bytes": _end(record, event.offset, event.text)}
         case Finished():
             return _changed_by_an_end(record, event)
-        case _:
+        case _:  # pragma: no cover - `changed_fields` deals with all others
             raise AssertionError(event)
 
 
@@ -241,7 +241,7 @@ def _changed_by_an_end(record: TaskRecord, event: Finished) -> dict[str, Any]:
             changes |= {"error": error, "result": value}
         case Stopped(reason):
             changes |= {"error": reason}
-        case Cancelled():
+        case Cancelled():  # pragma: no branch (it is one of these)
             pass
     return changes
 

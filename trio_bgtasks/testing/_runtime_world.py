@@ -398,5 +398,5 @@ def _obey(order: Order, run: Run) -> TaskResult:
             raise ExceptionGroup("as ordered", [Boom("one"), ExceptionGroup("", [Boom("two")])])
         case "cancel itself":
             return Cancelled()
-        case "stop":
+        case "stop":  # pragma: no branch (it is one of these)
             return Stopped("as ordered")

@@ -160,9 +160,8 @@ class SimulatedExecutor:
         """
         link = self._link
         link.crashed = True
-        if link.handles:
-            with suppress(KeyError):  # it was lost, and has none at the moment
-                link.simulated.crash(link.handles[-1].executor_id)
+        with suppress(KeyError):  # it was lost, and has none at the moment
+            link.simulated.crash(link.handles[-1].executor_id)
         link.go_on()
         self._scope.cancel()
 
