@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import ast
 import inspect
-from typing import Any
+import types
+from collections.abc import Generator
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, cast
 
 import attrs
 import hypothesis.strategies as st
@@ -24,11 +28,18 @@ from tests.property.planted.tools import (
     IgnoresItsCheckpoint,
     machine_for,
 )
+from tests.support import OWNER
 from trio_bgtasks import (
     BackgroundExecutable,
     BackgroundExecution,
+    Cancelled,
+    ExternalRef,
     Failed,
+    Finished,
     InvalidArguments,
+    LeaseTerms,
+    MemoryTaskStore,
+    Registered,
     Rejected,
     Stopped,
     Success,
@@ -38,7 +49,14 @@ from trio_bgtasks import (
     ToolResult,
     background_tool,
 )
-from trio_bgtasks.testing import BackgroundToolMachine, _tool_machine, _trio_run, strategies
+from trio_bgtasks.testing import (
+    BackgroundToolMachine,
+    _tool_machine,
+    _tool_watch,
+    _trio_run,
+    strategies,
+)
+from trio_bgtasks.testing._tool_calls import outcome_of
 from trio_bgtasks.tools import ShellTool
 
 QUICK = settings(
@@ -341,3 +359,96 @@ TestInvoices = deep(InvoiceMachine, share=0.15, steps=12)
 TestFinishing = deep(FinishingMachine, share=0.15, steps=12)
 TestNursery = deep(NurseryMachine, share=0.15, steps=12)
 TestShell = deep(ShellMachine, share=0.02, steps=6)
+
+
+# ---- what the machine is made of ----------------------------------------------------------------
+
+
+class AlsoInForeground(Count):
+    """Counts only in the background."""
+
+    async def execute_foreground(self, *_: Any, is_resume: bool) -> ToolResult:
+        return ToolResult.success("count", "in the background only")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_foreground_of_its_own_has_to_be_declared(same: bool) -> None:  # noqa: FBT001
+    """Unless its machine says so, a tool that does something else there is wrong."""
+
+    class Machine(machine_for(AlsoInForeground)):  # type: ignore[misc]  # made by a function
+        same_in_foreground = same
+
+    how = settings(QUICK, max_examples=2, stateful_step_count=2)
+    said = pytest.raises(AssertionError, match="does something else in the foreground")
+    with nullcontext() if same is False else said:
+        run_state_machine_as_test(Machine, settings=how)
+
+
+class TurnsInCircles(Count):
+    """Takes its time, in a shield, and no time passes."""
+
+    async def work(self, number: int, execution: BackgroundExecution) -> None:
+        for _ in range(200):
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+def test_a_tool_that_turns_in_circles_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if it swallows nothing, because no Cancelled ever reaches it."""
+    for module in (_tool_machine, _tool_watch):
+        monkeypatch.setattr(module, "SPINS", 50)
+    with pytest.raises(AssertionError, match=r"it turns in circles, 50 steps so far in no time\n"):
+        run_state_machine_as_test(machine_for(TurnsInCircles), settings=QUICK)
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [Success([1], ExternalRef("file:///x")), Failed("no", [1]), Cancelled(), Stopped("later")],
+)
+async def test_an_outcome_is_read_back_from_its_record(outcome: TaskResult) -> None:
+    """Whatever a tool ends with can be compared with what it ended with before."""
+    store = MemoryTaskStore()
+    async with store.executor(LeaseTerms()) as executor:
+        await store.apply("t", Registered(1, executor.executor_id, OWNER, "work", ""))
+        record = await store.apply("t", Finished(2, executor.executor_id, 1, outcome))
+    assert outcome_of(record) == outcome
+
+
+def executing() -> BackgroundExecution:
+    """All that is asked of an execution by what watches it."""
+    return cast("BackgroundExecution", SimpleNamespace(checkpoint=None))
+
+
+async def test_a_body_within_a_body_is_watched_as_one() -> None:
+    """A foreground that calls the background is one attempt."""
+    attempt = _tool_watch.Attempt()
+
+    async def inner() -> int:
+        await trio.lowlevel.checkpoint()
+        return 7
+
+    async def outer() -> int:
+        return await attempt.body(inner, {}, executing())
+
+    with attempt.watching():
+        assert await attempt.body(outer, {}, executing()) == 7
+    assert attempt.returned == 7
+    assert attempt.steps == 1
+
+
+async def test_a_body_that_awaits_what_is_not_trios_is_told_so() -> None:
+    """As it would be if nobody watched: the error is raised where it awaits."""
+    told: list[str] = []
+
+    @types.coroutine
+    def foreign() -> Generator[Any, Any, None]:
+        yield "another library's"
+
+    async def body() -> None:
+        try:
+            await foreign()
+        except TypeError as error:
+            told.append(str(error))
+
+    await _tool_watch.Attempt().body(body, {}, executing())
+    assert len(told) == 1
+    assert "another library's" in told[0]

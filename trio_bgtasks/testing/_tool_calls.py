@@ -22,7 +22,6 @@ from trio_bgtasks import (
     TaskRecord,
     TaskResult,
     TaskStatus,
-    TaskStoreError,
     ToolCallContext,
     open_task_manager,
 )
@@ -81,7 +80,6 @@ class Process:
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     stop: trio.Event = attrs.field(factory=trio.Event)
     ended: trio.Event = attrs.field(factory=trio.Event)
-    crashed: bool = False
     threads: set[threading.Thread] = attrs.field(factory=lambda: set(threading.enumerate()))
     manager: BackgroundTaskManager = attrs.field(init=False)
     tool: BackgroundCapable = attrs.field(init=False)
@@ -98,14 +96,11 @@ class Process:
                     self.tool = BackgroundCapable(tool, self.manager)
                     task_status.started()
                     await self.stop.wait()
-        except TaskStoreError:
-            assert self.crashed  # one that is gone cannot store how its attempts ended
         finally:
             self.ended.set()
 
     def crash(self) -> None:
         """End at this moment: nothing that is written from now on arrives."""
-        self.crashed = True
         self.store.crash(self.manager.statistics().executor_id)
         self.scope.cancel(reason=STRUCK)
 

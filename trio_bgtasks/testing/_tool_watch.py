@@ -183,12 +183,8 @@ class Attempt(trio.abc.Instrument):
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
         """See `trio.abc.Instrument`."""
-        try:
-            by = trio.lowlevel.current_task()
-        except RuntimeError:  # the run itself begins
-            return
         # What the runtime starts on behalf of a call, another task for example, is the runtime's.
-        if by in self._tasks and not task.name.startswith(OURS):
+        if trio.lowlevel.current_task() in self._tasks and not task.name.startswith(OURS):
             self._tasks.add(task)
 
     def task_exited(self, task: trio.lowlevel.Task) -> None:
