@@ -138,7 +138,7 @@ def _inlined(schema: Schema, root: Schema, seen: frozenset[str], left: Iterator[
     if next(left, None) is None or len(seen) > _MOST_REFERENCES:
         raise ValueError("its references lead to too many parts")
     reference: Any = schema.get("$ref")
-    target = None if reference in seen else _target(root, reference)
+    target = None if reference in seen else target_of(root, reference)
     own: Schema = clone_json(schema)
     for keyword in _COMBINING:
         if keyword in own:
@@ -155,7 +155,7 @@ def _inlined(schema: Schema, root: Schema, seen: frozenset[str], left: Iterator[
     return {**own, "allOf": [*own.get("allOf", ()), part]}
 
 
-def _target(root: Schema, reference: object) -> Schema | None:
+def target_of(root: Schema, reference: object) -> Schema | None:
     """Return what a JSON pointer into the schema leads to, if that is an object."""
     if not isinstance(reference, str) or not f"{reference}/".startswith("#/"):
         return None
