@@ -14,7 +14,7 @@ nox.needs_version = ">=2025.10.16"
 nox.options.default_venv_backend = "venv"  # nothing to install first
 nox.options.sessions = [
     *("lint", "imports", "types", "docs", "demo_from_wheel", "examples"),
-    *("tests", "floors", "coverage"),
+    *("tests", "interop", "floors", "coverage"),
 ]
 
 SIDE_BY_SIDE = ("-n", "auto", "--dist", "worksteal")  # a worker of pytest-xdist for each core
@@ -58,9 +58,16 @@ def floors(session: nox.Session) -> None:
 
 
 @nox.session
+def interop(session: nox.Session) -> None:
+    """Run the tests of the model APIs with the SDKs and frameworks that they have to fit."""
+    session.install("-e", ".[testing]", *groups("tests", "interop"))
+    session.run("pytest", "tests/model_apis", *session.posargs)
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """Run the tests and report every branch, also of child processes, that they missed."""
-    session.install("-e", ".[cli,testing]", *groups("tests", "coverage"))
+    session.install("-e", ".[cli,testing]", *groups("tests", "coverage", "interop"))
     session.run("coverage", "erase")
     # The whole search takes 12 s; traced, once it had not ended after 20 minutes. The short ones
     # go every way.
