@@ -44,7 +44,8 @@ async def talk(
 
 async def online(model: str, db: str) -> None:
     """Talk to a model of Anthropic's; the tasks are in a file, and outlive this program."""
-    await talk(AsyncAnthropic(), model, SqliteTaskStore(db), typed(), show)
+    async with SqliteTaskStore.open(db) as store:
+        await talk(AsyncAnthropic(), model, store, typed(), show)
 
 
 async def offline(say: Say = show) -> None:

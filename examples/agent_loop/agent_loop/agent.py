@@ -13,6 +13,7 @@ from anthropic import APIError, AsyncAnthropic
 from trio_bgtasks import (
     BackgroundCapable,
     BackgroundTaskManager,
+    Subscription,
     TaskReminder,
     TaskStatus,
     ToolCallContext,
@@ -24,6 +25,8 @@ from trio_bgtasks.tools import ShellTool
 
 THREAD = "conversation-1"  # owns the tasks; the same after a restart, so that it finds them again
 SYSTEM = "Start what takes long in the background, and go on with the conversation meanwhile."
+
+_Turn = Callable[[], Awaitable[None]]
 
 
 @background_tool
@@ -51,29 +54,30 @@ class Agent:
 
     async def converse(self, lines: AsyncIterator[str]) -> None:
         """Take a turn for every line, and when a task ends meanwhile, until the lines end."""
-        turns, due = trio.open_memory_channel[Callable[[], Awaitable[None]] | None](0)
+        turns, due = trio.open_memory_channel[_Turn | None](0)
 
         async def read() -> None:
             async for line in lines:
                 await turns.send(partial(self._turn, "you", line))
             await turns.send(None)
 
-        async def watch() -> None:
-            async with self._manager.subscribe(THREAD) as changes:
-                await turns.send(self._wake)  # for what ended before we listened
-                async for task_id in changes:
-                    task = await self._manager.get(THREAD, task_id)
-                    if task is not None and task.status is not TaskStatus.RUNNING:
-                        await turns.send(self._wake)
+        async def watch(changes: Subscription) -> None:
+            async for task_id in changes:
+                task = await self._manager.get(THREAD, task_id)
+                if task is not None and task.status is not TaskStatus.RUNNING:
+                    await turns.send(self._wake)
 
-        async with trio.open_nursery() as nursery:
+        subscribed = self._manager.subscribe(THREAD)
+        async with subscribed as changes, trio.open_nursery() as nursery:
             nursery.start_soon(read)
-            nursery.start_soon(watch)
-            while (turn := await due.receive()) is not None:
+            nursery.start_soon(watch, changes)
+            turn: _Turn | None = self._wake  # what ended before we listened
+            while turn is not None:
                 try:
                     await turn()
                 except APIError as error:
                     self._say("error", str(error))
+                turn = await due.receive()
             nursery.cancel_scope.cancel("no more lines")
 
     async def _wake(self) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import trio
 from agent_loop.__main__ import offline
 from agent_loop.agent import Agent
+from agent_loop.scripted_model import served
 from anthropic import AsyncAnthropic
 
 from trio_bgtasks import open_task_manager
@@ -73,6 +76,26 @@ def test_the_command() -> None:
     assert done.stdout.startswith("     you | Run the tests")
     assert "   model | The tests are through: 3 passed.\n" in done.stdout
     assert done.stdout.endswith("   model | The alarm is off, and nothing runs any more.\n")
+
+
+def test_a_model_by_name(tmp_path: Path) -> None:
+    """Lines are typed; how the tasks of one run ended, the next one tells first."""
+    db = tmp_path / "tasks.sqlite3"
+    command = [sys.executable, "-m", "agent_loop", "--model", "scripted", "--db", str(db)]
+
+    async def typed(line: str) -> str:
+        async with served() as script:
+            env = {**os.environ, "ANTHROPIC_BASE_URL": script.url, "ANTHROPIC_API_KEY": "none"}
+            done = await trio.run_process(
+                command, stdin=line.encode(), env=env, capture_stdout=True
+            )
+        return done.stdout.decode()
+
+    with_tasks = trio.run(typed, "\nRun the tests, and set an alarm.\n")
+    assert "   model | The tests run in the background; the alarm is set." in with_tasks
+    afterwards = trio.run(typed, "What is 6 times 7?")
+    assert afterwards.startswith("  notice | (These background tasks have ended: ")
+    assert afterwards.endswith("   model | 6 times 7 is 42.\n")
 
 
 def test_a_model_that_does_not_answer() -> None:
