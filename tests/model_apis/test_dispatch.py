@@ -277,6 +277,14 @@ async def test_what_a_tool_raises(
     assert record.exc_info is not None
 
 
+async def test_several_errors_of_a_tool() -> None:
+    """They are told as the error of a task is: without the groups around them."""
+    inner = ExceptionGroup("inner", [LookupError("b")])
+    tool = Asked(answer=ExceptionGroup("outer", [ValueError("a"), inner]))
+    answer = said(await dispatch([tool], anthropic_call("asked", {}), CTX))
+    assert answer == "Error: ValueError: a; LookupError: b"
+
+
 @every_api
 @pytest.mark.parametrize(
     ("result", "why"),

@@ -13,6 +13,7 @@ import trio
 
 from .._executable import Rejected
 from .._json import JsonObject, clean_text, json_object, json_value, shorten
+from .._outcome import describe, leaves
 from .._tool import (
     InternalError,
     InvalidArguments,
@@ -134,7 +135,7 @@ async def _answer(tools: dict[str, Tool], call: _Call, ctx: ToolCallContext) -> 
         return str(error), True
     except Exception as error:  # noqa: BLE001 - logged and answered
         _log.exception("tool %s raised", call.name, extra={"call_id": call.id})
-        return f"{type(error).__name__}: {error}", True
+        return describe(leaves(error)), True
 
 
 def _called(tools: dict[str, Tool], name: object) -> Tool:
