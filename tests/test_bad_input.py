@@ -31,10 +31,12 @@ from trio_bgtasks import (
     BackgroundExecutable,
     BackgroundExecution,
     BackgroundTaskManager,
+    InvalidAnswer,
     InvalidArguments,
     LeaseTerms,
     ManagerConfig,
     MemoryTaskStore,
+    QuestionClosed,
     Rejected,
     SqliteTaskStore,
     StartRequest,
@@ -241,6 +243,32 @@ def a_checkpoint(_: str) -> list[Bad]:
     return [Bad(value, ValueError, words) for value, words in json_in("checkpoint")]
 
 
+def a_message(field: str) -> list[Bad]:
+    """A text that a person is to read."""
+    odd = {"": "cannot be empty", " \n": "cannot be empty", "x" * 4001: "is longer than 4000"}
+    return a_text(field) + [Bad(v, ValueError, f"{field} {words}") for v, words in odd.items()]
+
+
+def a_schema(field: str) -> list[Bad]:
+    """A JSON Schema."""
+    return [*an_object(field), Bad({"type": 1}, ValueError, f"{field} is no JSON Schema: ")]
+
+
+def a_question_id(field: str) -> list[Bad]:
+    """The id of a question that is open."""
+    there_is_none = "Question 'no' of task 't': there is no such question now"
+    return [*an_id(field), Bad("no", QuestionClosed, there_is_none)]
+
+
+def an_answer(field: str) -> list[Bad]:
+    """A JSON value that fits the schema of the question."""
+    misfits: tuple[Any, ...] = ("yes", 1, {}, None, "x" * 10_000)
+    words = "the answer to question 'q1' does not fit: $: "
+    return [Bad(value, ValueError, words) for value, words in json_in(field)] + [
+        Bad(value, InvalidAnswer, words) for value in misfits
+    ]
+
+
 def a_dict(field: str) -> list[Bad]:
     """A dict of whatever."""
     return wrong(f"{field} must be a dict, not ", instance(dict))
@@ -366,6 +394,7 @@ def new_tool_type(task_type: Any) -> type:
 CONTEXT = ToolCallContext(thread_id=OWNER)
 ASKED = {"request": request(), "body": forever}
 KEY = {"owner_thread_id": OWNER, "task_type": "work", "idempotency_key": "key"}
+ANSWER = {"owner_thread_id": OWNER, "task_id": "t", "question_id": "q1"}
 SPAWN = {"owner_thread_id": OWNER, "task_type": "work", "description": "", "body": forever}
 CALL = {"args": {}, "ctx": CONTEXT}
 DESCRIPTOR = {"id": "tool", "name": "tool", "description": ""}
@@ -433,6 +462,17 @@ TABLE: dict[str, dict[str, Given]] = {
     ),
     "BackgroundTaskManager.cancel": one_task("cancel"),
     "BackgroundTaskManager.cancel_tree": one_task("cancel_tree"),
+    "BackgroundTaskManager.answer": method(
+        "answer",
+        ANSWER | {"value": True},
+        owner_thread_id=an_id,
+        task_id=a_task_id,
+        question_id=a_question_id,
+        value=an_answer,
+    ),
+    "BackgroundTaskManager.decline": method(
+        "decline", ANSWER, owner_thread_id=an_id, task_id=a_task_id, question_id=a_question_id
+    ),
     "BackgroundTaskManager.wait": one_task("wait"),
     "BackgroundTaskManager.history": one_task("history"),
     "BackgroundTaskManager.output": one_task("output", offset=an_integer, limit=not_none(a_count)),
@@ -454,6 +494,12 @@ TABLE: dict[str, dict[str, Given]] = {
     # ---- within a task
     "BackgroundExecution.save_checkpoint": of(
         lambda world: world.execution.save_checkpoint, {}, value=a_checkpoint
+    ),
+    "BackgroundExecution.ask": of(
+        lambda world: world.execution.ask,
+        {"message": "Sure?", "schema": {}},
+        message=a_message,
+        schema=a_schema,
     ),
     "BackgroundExecution.write_output": of(
         lambda world: world.execution.write_output, {}, text=a_text
@@ -592,6 +638,7 @@ async def a_world(store: MemoryTaskStore) -> AsyncGenerator[World, None]:
 
     async def body(execution: BackgroundExecution, scope: trio.CancelScope) -> TaskResult:
         started.append(execution)
+        await execution.ask("Sure?", {"type": "boolean"})
         return await forever(execution, scope)
 
     async with opened(store) as manager:
@@ -637,7 +684,14 @@ async def test_bad_input(
 # What a host is given and never makes, or what takes nothing.
 RESULTS = {
     *("CancelledTree", "JournalEntry", "ManagerStatistics", "Notice", "OutputPage"),
-    *("Subscription", "TaskRecord", "TaskSummary", "MemoryTaskStore", "current_execution"),
+    *(
+        "Question",
+        "Subscription",
+        "TaskRecord",
+        "TaskSummary",
+        "MemoryTaskStore",
+        "current_execution",
+    ),
 }
 # What a body returns, says or raises: checked when it does.
 ENDS = {"Cancelled", "ExternalRef", "Failed", "Progress", "Stopped", "Success", "ThreadMessageRef"}
@@ -645,6 +699,7 @@ ENDS = {"Cancelled", "ExternalRef", "Failed", "Progress", "Stopped", "Success", 
 BETWEEN = {
     *("AttemptStarted", "CancelRequested", "CheckpointSaved", "Facts", "Finished", "Orphaned"),
     *("OutputAppended", "ProgressReported", "Registered", "apply"),
+    *("QuestionAnswered", "QuestionAsked", "QuestionsWithdrawn"),
     *("journal_entry", "ends_attempt"),
 }
 # What is no call: types, enumerations, an abstract class, a constant.

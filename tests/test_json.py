@@ -28,6 +28,7 @@ from trio_bgtasks._json import (
     json_object,
     json_value,
     new_id,
+    same_json,
     shorten,
 )
 from trio_bgtasks.testing.strategies import json_values
@@ -139,6 +140,22 @@ def test_what_is_not_json_is_refused_with_path_and_kind(bad: Any, path: str, kin
         copy_json(bad)
     assert (caught.value.path, caught.value.kind) == (path, kind)
     assert str(caught.value) == f"{path}: {kind}"
+
+
+SIMILAR = st.recursive(
+    st.sampled_from([0, 1, 1.0, True, False, None, "1"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("ab"), inner),
+    max_leaves=4,
+)
+
+
+@given(st.lists(json_values(), min_size=2, max_size=2) | st.lists(SIMILAR, min_size=2, max_size=2))
+def test_same_json_compares_what_is_written(values: list[Any]) -> None:
+    """Two values are the same when their text is, whatever the order of keys; copies are."""
+    one, other = values
+    texts = [json.dumps(value, sort_keys=True) for value in values]
+    assert same_json(one, other) is (texts[0] == texts[1])
+    assert same_json(one, clone_json(one))
 
 
 def test_the_deepest_allowed_value_is_taken() -> None:

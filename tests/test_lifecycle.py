@@ -21,9 +21,7 @@ from trio_bgtasks._errors import (
     TaskNotStopped,
     UnknownTask,
 )
-from trio_bgtasks._lifecycle import (
-    ANONYMOUS,
-    ORPHAN_ERROR,
+from trio_bgtasks._events import (
     AttemptStarted,
     CancelRequested,
     CheckpointSaved,
@@ -34,10 +32,8 @@ from trio_bgtasks._lifecycle import (
     OutputAppended,
     ProgressReported,
     Registered,
-    apply,
-    ends_attempt,
-    journal_entry,
 )
+from trio_bgtasks._lifecycle import ANONYMOUS, ORPHAN_ERROR, apply, ends_attempt, journal_entry
 from trio_bgtasks._records import (
     Cancelled,
     ExternalRef,

@@ -37,7 +37,7 @@ from trio_bgtasks import (
     TaskResult,
     TaskStoreError,
 )
-from trio_bgtasks._lifecycle import CancelRequested, Registered
+from trio_bgtasks._events import CancelRequested, Registered
 from trio_bgtasks.stores import ExecutorHandle, RecordPage, SweepReport, wall_clock_ms
 from trio_bgtasks.testing import CorruptibleStore
 

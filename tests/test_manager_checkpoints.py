@@ -34,6 +34,7 @@ from trio_bgtasks import (
     BackgroundExecution,
     BackgroundTaskManager,
     MemoryTaskStore,
+    QuestionDeclined,
     Refused,
     Subscription,
     Success,
@@ -75,6 +76,7 @@ class World:
         for task_id in ("stopped", "done"):
             await manager.wait(OWNER, task_id)
         await manager.start(request(task_id="running"), self.gate)
+        await manager.start(request(task_id="asking"), asking)
         child = request(OTHER, task_id="child", parent_task_id="running")
         await manager.start(child, forever)
         await trio.testing.wait_all_tasks_blocked()
@@ -106,6 +108,8 @@ WRITES: dict[str, Callable[[World], Awaitable[Any]]] = {
     "cancel": lambda w: w.manager.cancel(OWNER, "running"),
     "cancel what is stopped": lambda w: w.manager.cancel(OWNER, "stopped"),
     "cancel_tree": lambda w: w.manager.cancel_tree(OWNER, "running"),
+    "answer": lambda w: w.manager.answer(OWNER, "asking", "q1", value=True),
+    "decline": lambda w: w.manager.decline(OWNER, "asking", "q1"),
     "close_owner": lambda w: w.manager.close_owner(OWNER),
     "notices": lambda w: look_at_notices(w.manager),
     "take_notices": lambda w: w.manager.take_notices(OWNER),
@@ -117,6 +121,14 @@ WRITES: dict[str, Callable[[World], Awaitable[Any]]] = {
     "render": lambda w: TaskReminder(w.manager).render(OWNER),
     "delivering": lambda w: deliver(w.manager),
 }
+
+
+async def asking(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
+    """Ask, and go on for ever whatever the answer is."""
+    with suppress(QuestionDeclined):
+        await execution.ask("Sure?", {"type": "boolean"})
+    await trio.sleep_forever()
+    raise AssertionError
 
 
 async def deliver(manager: BackgroundTaskManager) -> None:
@@ -179,7 +191,7 @@ async def each_k(
             if k == 1:
                 assert tried.cancelled
                 assert after == before, "cancelled at the first checkpoint: not applied"
-                assert len(manager.live(OWNER)) == 1
+                assert len(manager.live(OWNER)) == 2
             await trio.testing.wait_all_tasks_blocked()
             await assert_all_live(inner, manager)
             statistics = manager.statistics()
@@ -240,6 +252,8 @@ async def test_a_cancelled_start_did_not_happen(
         "cancel what is stopped",
         "cancel_tree",
         "task_cancel",
+        "answer",
+        "decline",
         "close_owner",
         "gc_terminal",
     ],
@@ -388,5 +402,6 @@ def test_every_public_coroutine_is_here() -> None:
             ):
                 asked.add(name)
     there = {name.split()[0] for name in (*READS, *WRITES, *EXECUTION)}
+    there.add("ask")  # in ``tests/test_asking.py``
     within_subscribe = {"receive", "aclose"}
     assert asked == (there | within_subscribe) - {"resume"}

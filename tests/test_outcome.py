@@ -19,7 +19,7 @@ from trio_bgtasks import (
     ThreadMessageRef,
     apply,
 )
-from trio_bgtasks._lifecycle import CancelRequested, Finished
+from trio_bgtasks._events import CancelRequested, Finished
 from trio_bgtasks._outcome import LEASE_LOST, BodyEnd, counted, outcome_of, own_outcome
 
 

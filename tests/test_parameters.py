@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from trio_bgtasks._json_schema import schema_validator
 from trio_bgtasks._parameters import declared, extended, objections
-from trio_bgtasks._tool import schema_validator
 
 ADDED: dict[str, Any] = {"extra": {"type": "boolean"}}
 CLOSED: dict[str, Any] = {

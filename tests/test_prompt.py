@@ -106,6 +106,27 @@ async def test_the_text(manager: BackgroundTaskManager) -> None:
     )
 
 
+async def test_what_a_task_asks_is_told(manager: BackgroundTaskManager) -> None:
+    """While it is open: the words of every question, escaped as everything is."""
+
+    async def body(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
+        async with trio.open_nursery() as nursery:
+            for message in ('Delete "all"?', "Sure?"):
+                nursery.start_soon(execution.ask, message, {"type": "boolean"})
+        await trio.sleep_forever()
+        raise AssertionError
+
+    asked = StartRequest(owner_thread_id=OWNER, task_type="work", task_id="t")
+    await manager.start(asked, body)
+    await trio.testing.wait_all_tasks_blocked()
+    ((line,), _) = parsed(await TaskReminder(manager).render(OWNER))
+    assert sorted(line["asks"].split("; ")) == ['Delete "all"?', "Sure?"]
+    for question_id in ("q1", "q2"):
+        await manager.answer(OWNER, "t", question_id, value=True)
+    ((line,), _) = parsed(await TaskReminder(manager).render(OWNER))
+    assert "asks" not in line
+
+
 async def test_every_end_is_announced_once(manager: BackgroundTaskManager) -> None:
     """C44: an ended task is told once, then vanishes; running ones are told each time."""
     running = await start(manager)

@@ -11,9 +11,12 @@ from ._errors import CorruptRecord as CorruptRecord
 from ._errors import ExecutorAlive as ExecutorAlive
 from ._errors import ExecutorFenced as ExecutorFenced
 from ._errors import IdempotencyKeyUsed as IdempotencyKeyUsed
+from ._errors import InvalidAnswer as InvalidAnswer
 from ._errors import InvalidValue as InvalidValue
 from ._errors import ManagerClosed as ManagerClosed
 from ._errors import ParentCancelled as ParentCancelled
+from ._errors import QuestionClosed as QuestionClosed
+from ._errors import QuestionDeclined as QuestionDeclined
 from ._errors import Refused as Refused
 from ._errors import SchemaTooNew as SchemaTooNew
 from ._errors import StaleAttempt as StaleAttempt
@@ -36,16 +39,19 @@ from ._execution import current_execution as current_execution
 from ._function_tool import background_tool as background_tool
 
 # Lifecycle: events, and the function that decides
-from ._lifecycle import AttemptStarted as AttemptStarted
-from ._lifecycle import CancelRequested as CancelRequested
-from ._lifecycle import CheckpointSaved as CheckpointSaved
-from ._lifecycle import Event as Event
-from ._lifecycle import Facts as Facts
-from ._lifecycle import Finished as Finished
-from ._lifecycle import Orphaned as Orphaned
-from ._lifecycle import OutputAppended as OutputAppended
-from ._lifecycle import ProgressReported as ProgressReported
-from ._lifecycle import Registered as Registered
+from ._events import AttemptStarted as AttemptStarted
+from ._events import CancelRequested as CancelRequested
+from ._events import CheckpointSaved as CheckpointSaved
+from ._events import Event as Event
+from ._events import Facts as Facts
+from ._events import Finished as Finished
+from ._events import Orphaned as Orphaned
+from ._events import OutputAppended as OutputAppended
+from ._events import ProgressReported as ProgressReported
+from ._events import QuestionAnswered as QuestionAnswered
+from ._events import QuestionAsked as QuestionAsked
+from ._events import QuestionsWithdrawn as QuestionsWithdrawn
+from ._events import Registered as Registered
 from ._lifecycle import apply as apply
 from ._lifecycle import ends_attempt as ends_attempt
 from ._lifecycle import journal_entry as journal_entry
@@ -64,6 +70,7 @@ from ._records import JournalEntry as JournalEntry
 from ._records import Notice as Notice
 from ._records import OutputPage as OutputPage
 from ._records import Progress as Progress
+from ._records import Question as Question
 from ._records import Stopped as Stopped
 from ._records import Success as Success
 from ._records import TaskRecord as TaskRecord

@@ -11,9 +11,12 @@ import attrs
 import trio
 
 from ._errors import Refused, StaleAttempt
+from ._events import AttemptWrite, OutputAppended, ProgressReported
+from ._hints import Hints
 from ._json import clean_text
-from ._lifecycle import AttemptWrite, OutputAppended, ProgressReported
 from ._records import Progress, TaskRecord
+from ._requests import ManagerConfig
+from ._waits import StoreWaits
 from .stores import TaskStore
 
 log = logging.getLogger("trio_bgtasks.execution")
@@ -27,12 +30,13 @@ _CONTINUATION = 0x80  # the two high bits of every byte of a UTF-8 character but
 
 @attrs.frozen
 class AttemptPort:
-    """The way from the attempts of a manager to its store: with which clock, where helpers run."""
+    """The way from the attempts of a manager to its store, and where their helpers run."""
 
     store: TaskStore
-    clock_ms: Callable[[], int]
+    config: ManagerConfig
+    waits: StoreWaits
+    hints: Hints
     start_soon: Callable[[Callable[[], Awaitable[None]], str], None]
-    keep_bytes: int
 
 
 class AttemptLog:
@@ -56,7 +60,7 @@ class AttemptLog:
 
     def __init__(self, port: AttemptPort, record: TaskRecord) -> None:
         self.port = port
-        self._record = record  # as the attempt began: who writes
+        self.record = record  # as the attempt began: who writes
         self._offset = record.output_bytes  # of the first unsent byte, in all output of the task
 
     def write(self, text: str) -> None:
@@ -65,7 +69,7 @@ class AttemptLog:
         data = clean_text(text).encode()
         self._parts.append(data)
         self._pending += len(data)
-        excess = self._pending - self.port.keep_bytes
+        excess = self._pending - self.port.config.output_bytes
         if excess > 0:
             self._drop(excess)
             while self._parts[0][0] & 0xC0 == _CONTINUATION:  # not within a character
@@ -80,9 +84,9 @@ class AttemptLog:
 
     async def store(self, kind: Callable[..., AttemptWrite], *fields: object) -> TaskRecord:
         """Store a write of the attempt: an event of this kind."""
-        record, port = self._record, self.port
+        record, port = self.record, self.port
         assert record.executor_id is not None
-        event = kind(port.clock_ms(), record.executor_id, record.attempt, *fields)
+        event = kind(port.config.clock_ms(), record.executor_id, record.attempt, *fields)
         return await port.store.apply(record.task_id, event)
 
     async def drained(self) -> None:
@@ -112,8 +116,8 @@ class AttemptLog:
     def check_open(self) -> None:
         """Raise `StaleAttempt` once the body has ended."""
         if self._closed:
-            attempt = self._record.attempt
-            raise StaleAttempt(self._record.task_id, attempt, attempt, "ended")
+            attempt = self.record.attempt
+            raise StaleAttempt(self.record.task_id, attempt, attempt, "ended")
 
     def _open(self) -> None:
         """Make ready for a word."""
@@ -122,7 +126,7 @@ class AttemptLog:
             self._flushing = trio.CancelScope()
             self._parts = deque()
             self._news, self._drained = trio.Event(), trio.Event()
-            self.port.start_soon(self._flush_for_ever, f"output of {self._record.task_id}")
+            self.port.start_soon(self._flush_for_ever, f"output of {self.record.task_id}")
 
     def _drop(self, size: int) -> None:
         """Forget ``size`` bytes at the start: they are stored, or given up."""
@@ -155,7 +159,7 @@ class AttemptLog:
                         "output not stored yet: %s: %s",
                         type(error).__name__,
                         error,
-                        extra=self._extra(),
+                        extra=self.extra(),
                     )
                     self._news.set()
                     pause_s = _BACKOFF_S
@@ -164,7 +168,7 @@ class AttemptLog:
     async def _flush(self) -> None:
         offset, text = self._unsent()
         if text:
-            await self.store(OutputAppended, offset, text, self.port.keep_bytes)
+            await self.store(OutputAppended, offset, text, self.port.config.output_bytes)
             self._stored(offset + len(text.encode()))
         progress, now = self._progress, trio.current_time()
         if progress is None:
@@ -186,8 +190,9 @@ class AttemptLog:
             self._drained.set()
             self._drained = trio.Event()
 
-    def _extra(self) -> dict[str, object]:
-        record = self._record
+    def extra(self) -> dict[str, object]:
+        """Return the ``extra`` fields of a log line about the attempt."""
+        record = self.record
         return {
             "task_id": record.task_id,
             "owner_thread_id": record.owner_thread_id,

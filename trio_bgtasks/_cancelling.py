@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from ._errors import Refused, TaskNotRunning, TaskStoreError
+from ._events import CancelRequested
 from ._hints import Hints
-from ._lifecycle import CancelRequested
 from ._records import TaskRecord, TaskStatus, TaskSummary
 from ._requests import CancelledTree, ManagerConfig
 from ._slots import Slot

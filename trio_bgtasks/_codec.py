@@ -96,6 +96,15 @@ _REF: JsonObject = {
         ),
     ]
 }
+_QUESTION: JsonObject = {
+    "question_id": _TEXT,
+    "message": _TEXT,
+    "schema": _OBJECT,
+    "asked_at_ms": _INT,
+}
+_OPEN_QUESTIONS: JsonObject = {"type": "array", "items": _closed(_QUESTION, *_QUESTION)}
+_QUESTION |= {"state": {"enum": ["open", "answered", "declined"]}, "answer": {}}
+_QUESTIONS: JsonObject = {"type": "array", "items": _closed(_QUESTION, *_QUESTION)}
 _RECORD_FIELDS: JsonObject = {
     "task_id": _TEXT,
     "owner_thread_id": _TEXT,
@@ -120,6 +129,8 @@ _RECORD_FIELDS: JsonObject = {
     "checkpoint": {},
     "progress": {"anyOf": [{"type": "null"}, _PROGRESS]},
     "output_bytes": {"type": "integer", "minimum": 0},
+    "questions": _QUESTIONS,
+    "questions_asked": {"type": "integer", "minimum": 0},
     "seq": _INT,
 }
 _RECORD = jsonschema_rs.validator_for(_closed(_RECORD_FIELDS, *_RECORD_FIELDS))
@@ -143,6 +154,7 @@ _SUMMARY = jsonschema_rs.validator_for(
             "progress": _PROGRESS,
             "queued": _BOOL,
             "persistence_error": _TEXT,
+            "questions": _OPEN_QUESTIONS,
         },
         *_SUMMARY_REQUIRED,
     )

@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from ._errors import CorruptRecord, ExecutorFenced, InvalidValue, Refused, TaskStoreError
-from ._lifecycle import CancelRequested, Finished
+from ._events import CancelRequested, Finished
 from ._records import Failed, Progress, Stopped, Success, TaskRecord, TaskResult
 from ._requests import ManagerConfig
 from ._slots import FREED, RETURNED, Slot

@@ -117,6 +117,15 @@ class ExecutorAlive(Refused):
         super().__init__(task_id, text)
 
 
+class QuestionClosed(Refused):
+    """The question cannot be answered: it never was, or is not open any more; ``reason`` says."""
+
+    def __init__(self, task_id: str, question_id: str, reason: str) -> None:
+        self.question_id = question_id
+        self.reason = reason
+        super().__init__(task_id, f"Question '{question_id}' of task '{task_id}': {reason}")
+
+
 class ParentCancelled(Refused):
     """A child was to be started below a task whose cancellation was accepted."""
 
@@ -124,6 +133,18 @@ class ParentCancelled(Refused):
         self.parent_task_id = parent_task_id
         text = f"Task '{task_id}' is not started: its parent '{parent_task_id}' is cancelled"
         super().__init__(task_id, text)
+
+
+class InvalidAnswer(TaskError, ValueError):
+    """The answer does not fit the schema of the question; it stays open."""
+
+
+class QuestionDeclined(TaskError):
+    """Whoever was asked declined to answer."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+        super().__init__(f"the answer was declined: {message}")
 
 
 class TaskStoreError(TaskError):

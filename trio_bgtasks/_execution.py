@@ -8,9 +8,11 @@ from typing import Any, Literal, TypeAlias, cast, final
 import attrs
 import trio
 
+from ._asking import Asker
 from ._attempt_log import AttemptLog
-from ._json import clean_text, clone_json, json_value, shorten
-from ._lifecycle import CheckpointSaved
+from ._events import CheckpointSaved
+from ._json import JsonObject, clean_text, clone_json, json_object, json_value, shorten
+from ._json_schema import schema_validator
 from ._records import Progress, TaskRecord
 
 Stopping: TypeAlias = Literal["cancel", "shutdown", "deadline", "fenced"]
@@ -24,6 +26,7 @@ _SHOWN: dict[str, Stopping] = {
 }
 
 _MAX_MESSAGE = 500
+_MAX_QUESTION = 4000  # a person reads it: it is not shortened
 
 
 @final
@@ -44,6 +47,7 @@ class BackgroundExecution:
     """
 
     __slots__ = (
+        "_asker",
         "_log",
         "_reasons",
         "attempt",
@@ -73,7 +77,8 @@ class BackgroundExecution:
         self.checkpoint: Any = record.checkpoint
         self.cancel_scope: trio.CancelScope = cancel_scope
         self.lock_fds: tuple[int, ...] = lock_fds
-        self.output_limit: int = log_.port.keep_bytes
+        self.output_limit: int = log_.port.config.output_bytes
+        self._asker: Asker | None = None
         self._log = log_
         self._reasons = reasons
 
@@ -102,8 +107,38 @@ class BackgroundExecution:
         copied = json_value(value, "checkpoint")
         await trio.lowlevel.checkpoint()
         self._log.check_open()
-        await self._log.store(CheckpointSaved, copied)
+        if self._asker is None:
+            await self._log.store(CheckpointSaved, copied)
+        else:
+            await self._asker.save_checkpoint(copied)
         self.checkpoint = clone_json(copied)
+
+    async def ask(self, message: str, schema: dict[str, Any]) -> Any:
+        """Ask ``message``; wait for an answer that fits the JSON Schema ``schema``; return it.
+
+        The question is stored before anybody is asked, and its answer before it is given to this
+        call, once. Nobody is asked twice: an attempt that resumes from a checkpoint and asks the
+        same as the attempt before did since then gets the same answer at once. What is answered
+        after this call was left (bound it with a cancel scope) goes to the next one of the same
+        words and schema. Several calls at a time are several questions.
+
+        An answer that was given before a checkpoint is saved is the checkpoint's to keep. A task
+        that waits keeps its place, and its deadline goes on.
+
+        Raises:
+            QuestionDeclined: whoever was asked declined.
+            TypeError: an argument is of the wrong kind.
+            ValueError: the message is empty or longer than 4000 characters, or the schema is none.
+            RuntimeError: 100 questions are open, or were answered since the last checkpoint.
+            Refused: this attempt may not write any more.
+            TaskStoreError: the question could not be stored.
+        """
+        question = _checked_question(message, schema)
+        await trio.lowlevel.checkpoint()
+        self._log.check_open()
+        if self._asker is None:
+            self._asker = Asker(self._log, self.cancel_scope)
+        return await self._asker.ask(*question)
 
     async def write_output(self, text: str) -> None:
         """Add ``text`` to the output log: taken at once, stored soon, at the latest with the end.
@@ -136,6 +171,21 @@ class BackgroundExecution:
             message = shorten(clean_text(message), _MAX_MESSAGE)
         self._log.report(Progress(done, total, message))
         await trio.lowlevel.checkpoint()
+
+
+def _checked_question(message: object, schema: object) -> tuple[str, JsonObject]:
+    if not isinstance(message, str):
+        raise TypeError(f"message must be a string, not {type(message).__name__}")
+    if not message.strip():
+        raise ValueError("message cannot be empty")
+    if len(message) > _MAX_QUESTION:
+        raise ValueError(f"message is longer than {_MAX_QUESTION} characters")
+    copied = json_object(schema, "schema")
+    try:
+        schema_validator(copied)
+    except ValueError as error:
+        raise ValueError(f"schema is no JSON Schema: {error}") from None
+    return clean_text(message), copied
 
 
 def _number(value: object, field: str) -> float:

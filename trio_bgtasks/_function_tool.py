@@ -22,13 +22,13 @@ from ._executable import (
 )
 from ._execution import BackgroundExecution
 from ._json import JsonObject, NotJson, check_id, clone_json, copy_json
+from ._json_schema import schema_validator
 from ._records import Cancelled, Failed, Stopped, Success, TaskResult
 from ._tool import (
     InvalidArguments,
     ToolCallContext,
     ToolDescriptor,
     ToolResult,
-    schema_validator,
 )
 
 _Function: TypeAlias = Callable[..., Awaitable[Any]]

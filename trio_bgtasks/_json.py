@@ -72,6 +72,19 @@ def clone_json(value: Any) -> Any:
     return value
 
 
+def same_json(one: object, other: object) -> bool:
+    """Tell whether two JSON values are the same: not as Python does, for which True is 1 is 1.0."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        others = cast("JsonObject", other)
+        return one.keys() == others.keys() and all(same_json(one[k], others[k]) for k in one)
+    if isinstance(one, list):
+        items = cast("list[object]", other)
+        return len(one) == len(items) and all(map(same_json, one, items))
+    return one == other
+
+
 class _Bad(Exception):
     """Something is not JSON; every container on the way out adds its step of the path."""
 

@@ -12,6 +12,7 @@ Finished                running            the outcome's status; cancelled if a 
 CancelRequested         running            running, marked (the first mark stays)
 CancelRequested         stopped            cancelled
 CheckpointSaved, ...    running            running
+QuestionAnswered        running            running
 Orphaned                running            stopped; cancelled if a cancel was accepted
 AttemptStarted          stopped            running, attempt + 1
 ======================  =================  =====================================================
@@ -20,8 +21,6 @@ AttemptStarted          stopped            running, attempt + 1
 from __future__ import annotations
 
 from typing import Any, TypeAlias
-
-import attrs
 
 from ._errors import (
     ExecutorAlive,
@@ -35,12 +34,28 @@ from ._errors import (
     TaskNotStopped,
     UnknownTask,
 )
-from ._json import JsonObject, JsonValue
+from ._events import (
+    NO_FACTS,
+    AttemptStarted,
+    AttemptWrite,
+    CancelRequested,
+    CheckpointSaved,
+    Event,
+    Facts,
+    Finished,
+    Orphaned,
+    ProgressReported,
+    QuestionAnswered,
+    QuestionAsked,
+    QuestionsWithdrawn,
+    Registered,
+    Request,
+)
+from ._questions import answered, asked, kept_at_end, kept_by_checkpoint, withdrawn
 from ._records import (
     Failed,
     JournalEntry,
     JournalKind,
-    Progress,
     Stopped,
     Success,
     TaskRecord,
@@ -52,136 +67,7 @@ from ._records import (
 ORPHAN_ERROR = "No live executor found; marked stopped"
 ANONYMOUS = "anonymous:"
 """How the private owner of a foreground run without a thread begins."""
-DEFAULT_KEEP_BYTES = 8 << 20
 _RUNNING = TaskStatus.RUNNING  # Python 3.11 takes ten times as long to look it up (measured)
-
-
-@attrs.frozen(slots=False)  # see `TaskSummary`
-class Registered:
-    """A new task and its first attempt, which ``executor_id`` is about to run."""
-
-    at_ms: int
-    executor_id: str
-    owner_thread_id: str
-    task_type: str
-    description: str
-    background: bool = True
-    supports_resume: bool = False
-    parent_task_id: str | None = None
-    args: JsonObject = attrs.field(factory=dict[str, JsonValue])
-    metadata: JsonObject = attrs.field(factory=dict[str, JsonValue])
-    idempotency_key: str | None = None
-
-
-@attrs.frozen(slots=False)  # see `TaskSummary`
-class Finished:
-    """An attempt ended with ``outcome``.
-
-    ``cancel_requested_at_ms`` is a cancel mark that could not be stored before. ``output`` is the
-    end of the output log from byte ``output_offset`` on, ``progress`` the latest one; None: as
-    stored. ``announce`` is False for a foreground attempt whose caller has the answer.
-    """
-
-    at_ms: int
-    executor_id: str
-    attempt: int
-    outcome: TaskResult
-    cancel_requested_at_ms: int | None = None
-    output_offset: int = 0
-    output: str = ""
-    keep_bytes: int = DEFAULT_KEEP_BYTES
-    announce: bool = True
-    progress: Progress | None = None
-
-
-@attrs.frozen
-class CancelRequested:
-    """Somebody who may do so asks for the end of the task."""
-
-    at_ms: int
-
-
-@attrs.frozen
-class CheckpointSaved:
-    """The attempt's own state, from which a later attempt may go on."""
-
-    at_ms: int
-    executor_id: str
-    attempt: int
-    value: Any
-
-
-@attrs.frozen
-class ProgressReported:
-    """How far the attempt is."""
-
-    at_ms: int
-    executor_id: str
-    attempt: int
-    progress: Progress
-
-
-@attrs.frozen
-class OutputAppended:
-    """A piece of the output log that begins at byte ``offset`` of all output of the task.
-
-    Applied twice it changes nothing: what is stored already is passed over. A gap before it counts
-    as dropped. The store keeps the newest ``keep_bytes``.
-    """
-
-    at_ms: int
-    executor_id: str
-    attempt: int
-    offset: int
-    text: str
-    keep_bytes: int = DEFAULT_KEEP_BYTES
-
-
-@attrs.frozen
-class Orphaned:
-    """The executor of the attempt is dead: it was fenced before."""
-
-    at_ms: int
-    executor_id: str
-    attempt: int
-
-
-@attrs.frozen
-class AttemptStarted:
-    """A stopped task is resumed by ``executor_id``, with the merged ``args``."""
-
-    at_ms: int
-    executor_id: str
-    owner_thread_id: str
-    task_type: str
-    expected_attempt: int
-    args: JsonObject
-    background: bool = True
-
-
-AttemptWrite: TypeAlias = CheckpointSaved | ProgressReported | OutputAppended
-Event: TypeAlias = (
-    Registered | Finished | CancelRequested | AttemptWrite | Orphaned | AttemptStarted
-)
-"""What may happen to a task: all that ever changes a record."""
-
-
-@attrs.frozen
-class Facts:
-    """What the store read, in the transaction of the change, beside the record.
-
-    ``executor_fenced``: the event's executor is fenced, retired or was never registered.
-    ``id_used``: a task of this id was collected. ``key_used_by``: the task that this owner's
-    idempotency key started. ``parent_cancelled``: the parent's record says ``cancel_accepted``.
-    """
-
-    executor_fenced: bool = False
-    id_used: bool = False
-    key_used_by: str | None = None
-    parent_cancelled: bool = False
-
-
-NO_FACTS = Facts()
 
 
 def apply(
@@ -199,8 +85,8 @@ def apply(
     match event:
         case Finished():
             return _finished(record, event, facts)
-        case CancelRequested():
-            return _cancel_requested(record, event)
+        case CancelRequested() | QuestionAnswered():
+            return _requested(record, event)
         case Orphaned():
             return _orphaned(record, event, facts)
         case AttemptStarted():
@@ -248,9 +134,10 @@ def _finished(record: TaskRecord, event: Finished, facts: Facts) -> TaskRecord:
     if mark is None:
         mark = event.cancel_requested_at_ms
     error, result, ref = _shown(event.outcome)
+    status = TaskStatus.CANCELLED if mark is not None else event.outcome.status
     return evolved(  # as `_ended`, but in one step: this is the end of almost every attempt
         record,
-        status=TaskStatus.CANCELLED if mark is not None else event.outcome.status,
+        status=status,
         executor_id=None,
         completed_at_ms=max(event.at_ms, record.created_at_ms),
         updated_at_ms=max(event.at_ms, record.updated_at_ms),
@@ -260,6 +147,7 @@ def _finished(record: TaskRecord, event: Finished, facts: Facts) -> TaskRecord:
         result_ref=ref,
         progress=record.progress if event.progress is None else event.progress,
         output_bytes=_output_end(record, event.output_offset, event.output),
+        questions=kept_at_end(record, status) if record.questions else (),
     )
 
 
@@ -273,6 +161,12 @@ def _shown(outcome: TaskResult) -> tuple[str | None, Any, Any]:
             return outcome.reason, None, None
         case _:
             return None, None, None
+
+
+def _requested(record: TaskRecord, event: Request) -> TaskRecord:
+    if isinstance(event, CancelRequested):
+        return _cancel_requested(record, event)
+    return _question_answered(record, event)
 
 
 def _cancel_requested(record: TaskRecord, event: CancelRequested) -> TaskRecord:
@@ -332,12 +226,27 @@ def _attempt_write(record: TaskRecord, event: AttemptWrite, facts: Facts) -> Tas
     now = max(event.at_ms, record.updated_at_ms)
     match event:
         case CheckpointSaved():
-            return evolved(record, checkpoint=event.value, updated_at_ms=now)
+            questions = kept_by_checkpoint(record, event.delivered)
+            return evolved(record, checkpoint=event.value, questions=questions, updated_at_ms=now)
         case ProgressReported():
             return evolved(record, progress=event.progress, updated_at_ms=now)
+        case QuestionAsked():
+            return _touched(record, asked(record, event), now)
+        case QuestionsWithdrawn():
+            return _touched(record, withdrawn(record, event), now)
         case _:
             end = _output_end(record, event.offset, event.text)
             return evolved(record, output_bytes=end, updated_at_ms=now)
+
+
+def _question_answered(record: TaskRecord, event: QuestionAnswered) -> TaskRecord:
+    if record.status is not _RUNNING:
+        raise TaskNotRunning(record.task_id, record.status)
+    return _touched(record, answered(record, event), max(event.at_ms, record.updated_at_ms))
+
+
+def _touched(before: TaskRecord, after: TaskRecord, now: int) -> TaskRecord:
+    return before if after is before else evolved(after, updated_at_ms=now)
 
 
 def _output_end(record: TaskRecord, offset: int, text: str) -> int:
@@ -364,6 +273,7 @@ def _ended(record: TaskRecord, status: TaskStatus, at_ms: int, **changes: Any) -
         executor_id=None,
         completed_at_ms=max(at_ms, record.created_at_ms),
         updated_at_ms=max(at_ms, record.updated_at_ms),
+        questions=kept_at_end(record, status),
         **changes,
     )
 
@@ -388,17 +298,34 @@ def journal_line(before: TaskRecord | None, event: Event, after: TaskRecord) -> 
     For stores that are asked for the history seldom: an entry costs more than the rest of a line.
     """
     kind = _KINDS.get(type(event))
-    if kind is None or after is before:
+    if kind is None:
+        return _question_line(before, event, after)
+    if after is before:
         return None
-    executor_id = None if isinstance(event, CancelRequested) else event.executor_id
+    executor_id = None if isinstance(event, Request) else event.executor_id
     detail = after.error if kind in _ENDS else None
     return event.at_ms, kind, after.attempt, after.status, executor_id, detail
+
+
+def _question_line(
+    before: TaskRecord | None, event: Event, after: TaskRecord
+) -> JournalLine | None:
+    match event:
+        case QuestionAnswered():
+            kind: JournalKind = "question_declined" if event.declined else "question_answered"
+            return event.at_ms, kind, after.attempt, after.status, None, event.question_id
+        case QuestionAsked() if before is None or after.questions_asked > before.questions_asked:
+            asked_id = after.questions[-1].question_id
+            kind = "question_asked"
+            return event.at_ms, kind, after.attempt, after.status, event.executor_id, asked_id
+        case _:
+            return None
 
 
 def journal_entry(
     before: TaskRecord | None, event: Event, after: TaskRecord
 ) -> JournalEntry | None:
-    """Return the history line of a change, None when neither status nor cancel mark changed."""
+    """Return the history line of a change, None when there is none to write."""
     line = journal_line(before, event, after)
     return None if line is None else JournalEntry(*line)
 

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from ._errors import Refused
+from ._events import Finished
 from ._hints import Hints
-from ._lifecycle import Finished
 from ._records import Stopped, TaskRecord
 from ._requests import ManagerConfig, cutoff_ms
 from ._slots import ANSWERED, RETURNED, Slot

@@ -10,12 +10,14 @@ from typing import final
 import trio
 
 from ._announcing import AT_ONCE, Announcer
+from ._answering import Answerer
 from ._cancelling import Canceller
 from ._checks import check_bool, check_int, check_seconds
 from ._errors import IdempotencyKeyUsed, TaskStoreError
+from ._events import QuestionAnswered
 from ._execution import ambient
 from ._hints import Hints, Subscription
-from ._json import JsonObject, check_id
+from ._json import JsonObject, JsonValue, check_id, json_value
 from ._liveness import Liveness
 from ._looking import Looker
 from ._records import (
@@ -65,6 +67,7 @@ class BackgroundTaskManager:
         self._starter = Starter(store, config, waits, self._supervisor, self._liveness)
         self._canceller = Canceller(store, config, waits, self._supervisor, self._hints)
         self._looker = Looker(store, config, self._supervisor, self._liveness, self._hints)
+        self._answerer = Answerer(store, config, self._looker, self._hints)
         self._announcer = Announcer(store, config, waits)
         self._services = Services(config, waits, self._supervisor, self._liveness, self._hints)
 
@@ -369,6 +372,46 @@ class BackgroundTaskManager:
         """
         await self._enter(owner_thread_id, task_id)
         return await self._looker.wait(owner_thread_id, task_id)
+
+    # ---- answering ----------------------------------------------------------------------------
+
+    async def answer(
+        self, owner_thread_id: str, task_id: str, question_id: str, value: object
+    ) -> TaskSummary:
+        """Answer an open question of a task, in whatever process; return how the task stands.
+
+        When it returns, the answer is stored: it will be given, once, to whoever asked, also across
+        a crash. The first answer wins.
+
+        Raises:
+            UnknownTask: this owner has no such task.
+            TaskNotRunning: it has ended, or is stopped.
+            QuestionClosed: it has no such question, or that was answered or withdrawn, or the task
+                is being cancelled.
+            InvalidAnswer: ``value`` does not fit the question's schema; the question stays open.
+            ValueError: ``value`` is not JSON.
+            TaskStoreError: the store failed.
+        """
+        value = json_value(value, "value")
+        return await self._answer(owner_thread_id, task_id, question_id, value, declined=False)
+
+    async def decline(self, owner_thread_id: str, task_id: str, question_id: str) -> TaskSummary:
+        """Decline to answer: whoever asked gets `QuestionDeclined`. Else as `answer`."""
+        return await self._answer(owner_thread_id, task_id, question_id, None, declined=True)
+
+    async def _answer(
+        self,
+        owner_thread_id: str,
+        task_id: str,
+        question_id: str,
+        value: JsonValue,
+        *,
+        declined: bool,
+    ) -> TaskSummary:
+        check_id(question_id, "question_id")
+        await self._enter(owner_thread_id, task_id)
+        event = QuestionAnswered(self._config.clock_ms(), question_id, value, declined)
+        return await self._answerer.answer(owner_thread_id, task_id, event)
 
     # ---- announcing ---------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import attrs
 
 from ._executable import TASK_ID_PARAM, BackgroundExecutable, finds_ids_by_default
 from ._json import JsonObject, clone_json
-from ._tool import schema_validator
+from ._json_schema import schema_validator
 
 Schema: TypeAlias = dict[str, Any]
 

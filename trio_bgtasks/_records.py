@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -101,9 +102,47 @@ class Progress:
         return shape
 
 
+QuestionState: TypeAlias = Literal["open", "answered", "declined"]
+
+
+@attrs.frozen
+class Question:
+    """What a running task asks; ``schema`` is the JSON Schema of the ``answer``.
+
+    ``question_id`` is unique for the life of the task. ``answer`` means something in the state
+    ``answered`` only.
+    """
+
+    question_id: str
+    message: str
+    schema: JsonObject
+    asked_at_ms: int
+    state: QuestionState = "open"
+    answer: Any = None
+
+    def to_json(self) -> JsonObject:
+        """Return the JSON shape of an open question."""
+        return {
+            "question_id": self.question_id,
+            "message": self.message,
+            "schema": clone_json(self.schema),
+            "asked_at_ms": self.asked_at_ms,
+        }
+
+
+def copied_questions(
+    questions: tuple[Question, ...], copy: Callable[[Any], Any]
+) -> tuple[Question, ...]:
+    """Return the questions with the JSON inside copied by ``copy``."""
+    return tuple(
+        attrs.evolve(question, schema=copy(question.schema), answer=copy(question.answer))
+        for question in questions
+    )
+
+
 @attrs.frozen(slots=False)  # with that many fields, half the cost to make one (measured)
 class TaskSummary:
-    """What tools and people see of a task."""
+    """What tools and people see of a task. ``questions`` are the open ones, oldest first."""
 
     task_id: str
     task_type: str
@@ -121,6 +160,7 @@ class TaskSummary:
     progress: Progress | None = None
     queued: bool = False
     persistence_error: str | None = None
+    questions: tuple[Question, ...] = ()
 
     def to_json(self) -> JsonObject:
         """Return the JSON shape for models: what is not set is not there."""
@@ -147,6 +187,8 @@ class TaskSummary:
             shape["progress"] = self.progress.to_json()
         if self.queued:
             shape["queued"] = True
+        if self.questions:
+            shape["questions"] = [question.to_json() for question in self.questions]
         return shape
 
 
@@ -170,7 +212,8 @@ class TaskRecord:
     """The durable record of a task; only `apply` makes a new one from an old one.
 
     ``seq`` is the store's: it grows with every record, and lists are in its order. ``executor_id``
-    is set exactly while the status is running. Times are milliseconds of the epoch.
+    is set exactly while the status is running. ``questions`` are those that are open, and those
+    answered since the last checkpoint. Times are milliseconds of the epoch.
     """
 
     task_id: str
@@ -196,6 +239,8 @@ class TaskRecord:
     checkpoint: Any = None
     progress: Progress | None = None
     output_bytes: int = 0
+    questions: tuple[Question, ...] = ()
+    questions_asked: int = 0
     seq: int = 0
 
     @property
@@ -209,6 +254,18 @@ class TaskRecord:
     def cancel_accepted(self) -> bool:
         """True once a cancel is final: its mark, or the end that it caused, is stored."""
         return self.cancel_requested_at_ms is not None or self.status is TaskStatus.CANCELLED
+
+    def question(self, question_id: str) -> Question | None:
+        """Return the question of this id, None when the record does not have it (any more)."""
+        return next((q for q in self.questions if q.question_id == question_id), None)
+
+    @property
+    def open_questions(self) -> tuple[Question, ...]:
+        """The questions that can be answered now; shares no mutable data with the record."""
+        if not self.questions or self.cancel_requested_at_ms is not None:
+            return ()
+        still_open = tuple(question for question in self.questions if question.state == "open")
+        return copied_questions(still_open, clone_json)
 
     def summary(self, *, queued: bool = False, persistence_error: str | None = None) -> TaskSummary:
         """Return what tools and people may see; shares no mutable data with the record."""
@@ -229,6 +286,7 @@ class TaskRecord:
             self.progress,
             queued,
             persistence_error,
+            self.open_questions,
         )
 
 
@@ -258,15 +316,23 @@ class OutputPage:
 
 
 JournalKind: TypeAlias = Literal[
-    "registered", "finished", "cancel_requested", "orphaned", "attempt_started"
+    "registered",
+    "finished",
+    "cancel_requested",
+    "orphaned",
+    "attempt_started",
+    "question_asked",
+    "question_answered",
+    "question_declined",
 ]
 
 
 @attrs.frozen
 class JournalEntry:
-    """One line of a task's history: a status change or an accepted cancel.
+    """One line of a task's history: a status change, an accepted cancel, a question, its answer.
 
-    ``executor_id`` is who did it (None: a request from outside); ``status`` is what it led to.
+    ``executor_id`` is who did it (None: a request from outside); ``status`` is what it led to;
+    ``detail`` the error, or the id of the question.
     """
 
     at_ms: int

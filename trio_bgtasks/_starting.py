@@ -21,9 +21,9 @@ from ._errors import (
     TaskStoreError,
     UnknownTask,
 )
+from ._events import AttemptStarted, Registered
 from ._execution import ambient
 from ._json import new_id, shorten
-from ._lifecycle import AttemptStarted, Registered
 from ._liveness import Liveness
 from ._records import TaskRecord, TaskStatus
 from ._requests import ManagerConfig, StartRequest

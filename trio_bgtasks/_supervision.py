@@ -51,7 +51,7 @@ class Supervisor:
         self.interrupted: KeyboardInterrupt | None = None
         self._closing = trio.Event()
         self.ends = Ends(store, config, waits, self._closing, self.free, self._start_soon)
-        self._port = AttemptPort(store, config.clock_ms, self._start_soon, config.output_bytes)
+        self._port = AttemptPort(store, config, waits, hints, self._start_soon)
         self._nursery: trio.Nursery | None = None
         self._on_interrupt: Callable[[], None] = lambda: None
 

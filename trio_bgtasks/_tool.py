@@ -6,20 +6,15 @@ what the model passed, and turns a `ToolError` into an error result with its tex
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import StrEnum
-from functools import lru_cache
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import attrs
-import jsonschema_rs
 
-from ._json import JsonObject, JsonValue, NotJson, check_id, copy_json, shorten
-
-_MAX_VIOLATIONS = 20
-_MAX_VIOLATION = 500
+from ._json import JsonObject, JsonValue, NotJson, check_id, copy_json
+from ._json_schema import schema_validator, violations
 
 # ---- fields --------------------------------------------------------------------------------------
 
@@ -260,46 +255,10 @@ class Tool(ABC):
             validator = schema_validator(self.descriptor().parameters)
         except ValueError as error:
             raise InternalError(f"invalid tool schema: {error}") from None
-        violations = [
-            shorten(f"{_path(error.instance_path)}: {error.message}", _MAX_VIOLATION)
-            for error in validator.iter_errors(plain)
-        ]
-        if violations:
-            more = len(violations) - _MAX_VIOLATIONS
-            shown = violations[:_MAX_VIOLATIONS] + ([f"and {more} more"] if more > 0 else [])
-            raise InvalidArguments("; ".join(shown))
+        text = violations(validator, plain)
+        if text:
+            raise InvalidArguments(text)
 
     @abstractmethod
     async def execute(self, args: Any, ctx: ToolCallContext) -> ToolResult:
         """Do it. Raises a `ToolError` when there is no result to answer with."""
-
-
-def schema_validator(parameters: JsonObject) -> jsonschema_rs.Validator:
-    """Return the compiled validator of a tool's parameters; ValueError: they are no JSON Schema."""
-    try:
-        return _validator(json.dumps(parameters, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(getattr(error, "message", None) or str(error)) from None
-
-
-@lru_cache(maxsize=256)
-def _validator(schema: str) -> jsonschema_rs.Validator:
-    """Return the compiled validator. Keyed by text: descriptors are made anew at every call."""
-    return jsonschema_rs.validator_for(schema, retriever=_refuse_to_fetch)
-
-
-def _refuse_to_fetch(uri: str) -> NoReturn:
-    raise ValueError(f"{uri} is outside the schema")
-
-
-def _path(steps: Sequence[str | int]) -> str:
-    """Return a path in the notation of `NotJson`: ``$.items[0].name``."""
-    parts = [
-        f"[{step}]"
-        if isinstance(step, int)
-        else f".{step[:80]}"
-        if step.isidentifier()
-        else f"[{step[:80]!a}]"
-        for step in steps
-    ]
-    return "$" + "".join(parts)

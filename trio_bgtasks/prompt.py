@@ -36,7 +36,7 @@ class TaskReminder:
 
     The text is escaped and shortened. At most 20 tasks have a line of their own and the others are
     counted. At most 20 ends are announced by one text, the others by the next; of those without a
-    line the id and status are told.
+    line the id and status are told. What a running task asks is told with it.
     """
 
     def __init__(self, manager: BackgroundTaskManager) -> None:
@@ -126,6 +126,8 @@ def _line(task: TaskSummary) -> str:
         "status": task.status.value,
         "description": task.description,
     }
+    if task.questions:
+        attributes["asks"] = "; ".join(question.message for question in task.questions)
     agent_id = task.metadata.get("agent_id")
     if task.parent_task_id is not None:
         attributes["parent_task_id"] = task.parent_task_id

@@ -14,7 +14,7 @@ from pathlib import Path
 import attrs
 
 from trio_bgtasks._errors import Refused
-from trio_bgtasks._lifecycle import (
+from trio_bgtasks._events import (
     AttemptStarted,
     CancelRequested,
     CheckpointSaved,
@@ -25,8 +25,8 @@ from trio_bgtasks._lifecycle import (
     OutputAppended,
     ProgressReported,
     Registered,
-    apply,
 )
+from trio_bgtasks._lifecycle import apply
 from trio_bgtasks._records import (
     Cancelled,
     Failed,

@@ -33,7 +33,10 @@ from trio_bgtasks.cli._session import Session
 from trio_bgtasks.cli._views import OwnedTask
 from trio_bgtasks.stores.sqlite import SqliteTaskStore, inspect_file
 
-_ON_A_TASK = [[command, "nobody"] for command in ("show", "logs", "wait", "cancel", "resume")]
+_ON_A_TASK = [
+    *([command, "nobody"] for command in ("show", "logs", "wait", "cancel", "resume")),
+    ["answer", "nobody", "text"],
+]
 
 
 async def _completed(_: trio.CancelScope) -> TaskResult:
@@ -468,6 +471,81 @@ async def test_a_tree_is_cancelled_whoever_owns_it(cli: Cli) -> None:
     assert done.code == 0
     assert root in [task["task_id"] for task in done.json["tasks"]]
     assert done.json["others"] in (0, 1)  # the other one may have ended meanwhile
+
+
+# ---- answer --------------------------------------------------------------------------------------
+
+
+async def test_an_answer_reaches_another_process(cli: Cli) -> None:
+    """`show` and `ls` say what is asked; JSON is taken as that, anything else as a string."""
+    got: list[object] = []
+
+    async def body(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
+        got.append(await execution.ask("Which \x1b[31mcolour?", {"type": "string"}))
+        got.append(await execution.ask("Really?", {"type": "boolean"}))
+        async with trio.open_nursery() as nursery:
+            for message in ("a", "b"):
+                nursery.start_soon(execution.ask, message, {})
+        return Success()
+
+    async with cli.manager() as manager:
+        request = StartRequest(owner_thread_id="bob", task_type="other", task_id="t")
+        await manager.start(request, body)
+        await _asked(manager, 1)
+        nothing, shown, listed, no_answer, twice = await cli.together(
+            ["answer", "t", "x", "--question", "no"],
+            ["show", "t"],
+            ["--owner", "bob", "ls"],
+            ["answer", "t"],
+            ["answer", "t", "x", "--decline"],
+        )
+        assert (nothing.code, nothing.errors) == (
+            1,
+            "trio-bgtasks: Question 'no' of task 't': there is no such question now\n",
+        )
+        assert 'asks (q1)  Which colour? {"type": "string"}' in shown.out
+        assert "asks: Which colour?" in listed.out
+        for usage in (no_answer, twice):
+            assert (usage.code, usage.out) == (2, "")
+            assert usage.errors == "trio-bgtasks: give an answer, or --decline\n"
+        done = await cli("answer", "t", "red")
+        assert (done.code, done.out) == (0, "t  q1 answered\n")
+        await _asked(manager, 2)
+        wrong = await cli("answer", "t", "perhaps")
+        assert (wrong.code, "does not fit" in wrong.errors) == (1, True)
+        done = await cli("answer", "--json", "t", "true", "--question", "q2")
+        assert (done.json["owner_thread_id"], done.json["status"]) == ("bob", "running")
+        assert "questions" not in done.json
+        await _asked(manager, 4)
+        which, declined = await cli.together(["answer", "t", "x"], ["answer", "t", "--decline"])
+        for unclear in (which, declined):
+            assert unclear.code == 1
+            assert "2 open questions: name one of q3, q4 with --question" in unclear.errors
+        declined = await cli("answer", "t", "--decline", "--question", "q3")
+        assert (declined.code, declined.out) == (0, "t  q3 declined\n")
+        assert (await manager.wait("bob", "t")).status is TaskStatus.FAILED
+        over = await cli("answer", "t", "x")
+        assert (over.code, "is not running" in over.errors) == (1, True)
+    assert got == ["red", True]
+
+
+async def test_a_task_that_asks_nothing(cli: Cli) -> None:
+    """There is nothing to answer, and that is said."""
+    async with cli.manager() as manager:
+        task_id = await manager.spawn("bob", "other", "", _endless)
+        done = await cli("answer", task_id, "x")
+        assert (done.code, "0 open questions: it asks nothing" in done.errors) == (1, True)
+
+
+async def _asked(manager: BackgroundTaskManager, count: int) -> None:
+    """Wait until the task has asked so many questions."""
+    async with manager.subscribe("bob") as hints:
+        while True:
+            record = await manager.record("bob", "t")
+            assert record is not None
+            if record.questions_asked == count:
+                return
+            await hints.receive()
 
 
 async def test_an_unknown_task_is_exit_code_3(cli: Cli) -> None:

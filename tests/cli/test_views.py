@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from trio_bgtasks import Progress, TaskStatus, TaskSummary
+from trio_bgtasks import Progress, Question, TaskStatus, TaskSummary
 from trio_bgtasks.cli._text import last_line, moment, one_line, size, span
 from trio_bgtasks.cli._views import Grid, OwnedTask, detail, live_grid, tasks_grid
 
@@ -114,18 +114,22 @@ def _task(name: str, status: TaskStatus = TaskStatus.RUNNING, **more: Any) -> Ow
 
 
 def test_the_detail_of_a_task() -> None:
-    """What is not stored comes first, then the queue, the error, the progress."""
+    """What is not stored comes first, then the queue, the error, the questions, the progress."""
+    asked = tuple(Question(f"q{n}", f"Sure\n{n}?", {}, 0) for n in (1, 2))
     every: dict[str, Any] = {
         "persistence_error": "not stored",
         "queued": True,
         "error": "broke",
+        "questions": asked,
         "progress": Progress(1, 4, "going"),
     }
     shown: list[str] = []
     for name in every:
         shown.append(detail(_task("t", **every).summary))
         every = {**every, name: None}
-    assert shown == ["not stored", "queued", "broke", "1/4 going"]
+    asks = "asks: Sure 1? (and 1 more)"
+    assert shown == ["not stored", "queued", "broke", asks, "1/4 going"]
+    assert detail(_task("t", questions=asked[:1]).summary) == "asks: Sure 1?"
     assert detail(_task("t").summary) == ""
     assert detail(_task("t", progress=Progress(2.5)).summary) == "2.5"
 

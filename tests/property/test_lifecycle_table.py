@@ -13,7 +13,7 @@ import attrs
 import pytest
 
 from trio_bgtasks._errors import IdempotencyKeyUsed, ParentCancelled, Refused, UnknownTask
-from trio_bgtasks._lifecycle import (
+from trio_bgtasks._events import (
     AttemptStarted,
     CancelRequested,
     CheckpointSaved,
@@ -24,8 +24,8 @@ from trio_bgtasks._lifecycle import (
     OutputAppended,
     ProgressReported,
     Registered,
-    apply,
 )
+from trio_bgtasks._lifecycle import apply
 from trio_bgtasks._records import (
     Cancelled,
     ExternalRef,

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import pytest
 
-from trio_bgtasks._lifecycle import (
+from trio_bgtasks._events import (
     CancelRequested,
     CheckpointSaved,
     Event,

@@ -14,13 +14,15 @@ from typing import Any, Final
 
 import trio
 
-from trio_bgtasks._lifecycle import (
+from trio_bgtasks._events import (
     AttemptStarted,
     CancelRequested,
     CheckpointSaved,
     Finished,
     OutputAppended,
     ProgressReported,
+    QuestionAnswered,
+    QuestionAsked,
     Registered,
 )
 from trio_bgtasks._records import (
@@ -28,6 +30,7 @@ from trio_bgtasks._records import (
     ExternalRef,
     Failed,
     Progress,
+    Question,
     Stopped,
     Success,
     ThreadMessageRef,
@@ -46,6 +49,15 @@ CONTENT: Final[dict[str, dict[str, Any]]] = {
     "uri": {"status": "completed", "result_ref": ExternalRef("file:///x"), "background": False},
 }
 """Fields of the tasks of owner "ann"; "collected" was one more, with the key "old key"."""
+
+SINCE_V2: Final[dict[str, dict[str, Any]]] = {
+    "asked": {
+        "status": "stopped",
+        "questions": (Question("q1", "Sure?", {"type": "boolean"}, 1500, "answered", answer=True),),
+        "questions_asked": 2,
+    },
+}
+"""More of them, in the files of version 2 and later."""
 
 
 async def fill(store: SqliteTaskStore, executor_id: str) -> None:
@@ -80,6 +92,11 @@ async def fill(store: SqliteTaskStore, executor_id: str) -> None:
     await apply("message", ended(1, Success(ref=ThreadMessageRef("th", "m"))))
     await apply("uri", registered(background=False))
     await apply("uri", ended(1, Success(ref=ExternalRef("file:///x"))))
+    await apply("asked", registered(supports_resume=True))
+    await apply("asked", QuestionAsked(1500, executor_id, 1, "Sure?", {"type": "boolean"}))
+    await apply("asked", QuestionAnswered(1600, "q1", answer=True))
+    await apply("asked", QuestionAsked(1700, executor_id, 1, "Why?", {"type": "string"}))
+    await apply("asked", ended(1, Stopped("pause")))
 
 
 async def make(target: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import trio
 
 from trio_bgtasks._errors import StoreBusy, TaskStoreError
-from trio_bgtasks._lifecycle import Finished, Registered
+from trio_bgtasks._events import Finished, Registered
 from trio_bgtasks._records import Success
 from trio_bgtasks.stores import LeaseTerms, SqliteTaskStore, wall_clock_ms
 from trio_bgtasks.stores.sqlite import _connection

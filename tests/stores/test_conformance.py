@@ -23,8 +23,7 @@ from trio_bgtasks._errors import (
     TaskNotStopped,
     UnknownTask,
 )
-from trio_bgtasks._lifecycle import (
-    ORPHAN_ERROR,
+from trio_bgtasks._events import (
     AttemptStarted,
     CancelRequested,
     CheckpointSaved,
@@ -35,6 +34,7 @@ from trio_bgtasks._lifecycle import (
     ProgressReported,
     Registered,
 )
+from trio_bgtasks._lifecycle import ORPHAN_ERROR
 from trio_bgtasks._records import (
     Cancelled,
     ExternalRef,

@@ -27,7 +27,7 @@ from trio_bgtasks._errors import (
     TaskNotRunning,
     UnknownTask,
 )
-from trio_bgtasks._lifecycle import (
+from trio_bgtasks._events import (
     AttemptStarted,
     CancelRequested,
     CheckpointSaved,

@@ -21,7 +21,7 @@ import trio
 
 from tests.forks import FORKS
 from tests.processes import until
-from trio_bgtasks._lifecycle import CancelRequested
+from trio_bgtasks._events import CancelRequested
 from trio_bgtasks.stores import LeaseTerms, SqliteTaskStore
 from trio_bgtasks.stores.sqlite import inspect_file
 

@@ -33,7 +33,7 @@ from trio_bgtasks._errors import (
     TaskStoreError,
     UnknownTask,
 )
-from trio_bgtasks._lifecycle import Registered
+from trio_bgtasks._events import Registered
 from trio_bgtasks.stores import LeaseTerms, SqliteTaskStore
 from trio_bgtasks.stores.sqlite import _connection, _engine, inspect_file
 

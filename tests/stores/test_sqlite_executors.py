@@ -19,7 +19,7 @@ import trio
 
 from tests.processes import PATIENCE_S, until
 from trio_bgtasks._errors import ExecutorFenced, StoreBusy, TaskStoreError
-from trio_bgtasks._lifecycle import Registered
+from trio_bgtasks._events import Registered
 from trio_bgtasks.stores import LeaseTerms, SqliteTaskStore
 from trio_bgtasks.stores._hostlock import HostLock, boot_id, is_held
 from trio_bgtasks.stores.sqlite import _changes, _connection, _executors, inspect_file

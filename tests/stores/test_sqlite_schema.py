@@ -27,13 +27,14 @@ from trio_bgtasks._errors import (
     TaskExists,
     TaskStoreError,
 )
-from trio_bgtasks._lifecycle import ORPHAN_ERROR, AttemptStarted
+from trio_bgtasks._events import AttemptStarted
+from trio_bgtasks._lifecycle import ORPHAN_ERROR
 from trio_bgtasks._records import Progress, TaskRecord, TaskStatus
 from trio_bgtasks.stores import LeaseTerms, SqliteTaskStore
 from trio_bgtasks.stores.sqlite import _changes, _connection, _inspect, _schema, inspect_file
 
 from .conftest import Hand, add_executor
-from .make_schema_db import CONTENT, DATA
+from .make_schema_db import CONTENT, DATA, SINCE_V2
 
 
 def mode(path: Path) -> int:
@@ -450,16 +451,17 @@ async def test_a_migration_is_all_or_nothing(
     async with SqliteTaskStore.open(path) as store, store.executor(LeaseTerms()) as executor:
         await Hand(store, executor.executor_id).start("t")
     step = ("ALTER TABLE executors ADD COLUMN note TEXT",)
-    monkeypatch.setattr(_schema, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(_connection, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(_schema, "MIGRATIONS", (*_schema.MIGRATIONS, (*step, "NONSENSE")))
+    now, made = _schema.SCHEMA_VERSION, _schema.MIGRATIONS
+    monkeypatch.setattr(_schema, "SCHEMA_VERSION", now + 1)
+    monkeypatch.setattr(_connection, "SCHEMA_VERSION", now + 1)
+    monkeypatch.setattr(_schema, "MIGRATIONS", (*made, (*step, "NONSENSE")))
     await opening_fails(path, TaskStoreError, "syntax error")
-    assert ask(path, "PRAGMA user_version") == 1
-    monkeypatch.setattr(_schema, "MIGRATIONS", (*_schema.MIGRATIONS[:1], step))
+    assert ask(path, "PRAGMA user_version") == now
+    monkeypatch.setattr(_schema, "MIGRATIONS", (*made, step))
     for _ in range(2):
         async with SqliteTaskStore.open(path) as store:
             assert (await store.load("t")) is not None
-        assert ask(path, "PRAGMA user_version") == 2
+        assert ask(path, "PRAGMA user_version") == now + 1
         assert ask(path, "SELECT count(note) FROM executors") == 0
 
 
@@ -470,8 +472,9 @@ async def test_the_file_of_every_version_can_be_read(version: int, tmp_path: Pat
     shutil.copyfile(DATA / f"schema_v{version}.db", path)
     async with SqliteTaskStore.open(path) as store, store.executor(LeaseTerms()) as executor:
         records = {r.task_id: r for r in (await store.list_owner("ann")).records}
-        assert list(records) == list(CONTENT)
-        for task_id, fields in CONTENT.items():
+        content = CONTENT if version < 2 else CONTENT | SINCE_V2
+        assert list(records) == list(content)
+        for task_id, fields in content.items():
             assert {name: getattr(records[task_id], name) for name in fields} == fields
         assert records["running"].progress == Progress(1, 2, "half")
         assert (await store.read_output("completed", offset=0, limit=99)).text == "héllo wörld"
@@ -482,7 +485,8 @@ async def test_the_file_of_every_version_can_be_read(version: int, tmp_path: Pat
             "finished",
         ]
         announced = [n.summary.task_id for n in await store.notices("ann")]
-        assert announced == ["completed", "stopped", "stopped", "message", "uri"]
+        more = [] if version < 2 else list(SINCE_V2)
+        assert announced == ["completed", "stopped", "stopped", "message", "uri", *more]
         hand = Hand(store, executor.executor_id)
         with pytest.raises(TaskExists):
             await hand.start("collected")

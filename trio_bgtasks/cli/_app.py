@@ -168,6 +168,31 @@ def cancel(task_id: TaskId, /, *task_ids: TaskId, tree: Flag = False, where: Whe
 
 
 @app.command
+def answer(
+    task_id: TaskId,
+    text: str | None = None,
+    /,
+    *,
+    question: str | None = None,
+    decline: Flag = False,
+    where: Where = HERE,
+) -> int:
+    """Answer a question of a running task, in whatever process; `show` shows what it asks.
+
+    Args:
+        task_id: The task, whoever owns it.
+        text: The answer: JSON, or, if it is none, a string as it stands.
+        question: The id of the question; not needed if there is only one.
+        decline: Decline to answer.
+    """
+    from ._look import answer
+
+    if (text is None) != decline:
+        raise UsageError("give an answer, or --decline")
+    return where.execute(partial(answer, task_id=task_id, question_id=question, text=text))
+
+
+@app.command
 def resume(task_id: TaskId, /, *task_ids: TaskId, where: Where = HERE) -> int:
     """Run stopped shell tasks again, in this process, and watch them until all have ended.
 

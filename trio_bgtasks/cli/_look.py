@@ -1,7 +1,8 @@
-"""The commands that look at tasks of whatever process, end them, or clear them away."""
+"""The commands that look at tasks of whatever process, answer, end them, or clear them away."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -13,12 +14,14 @@ from .. import (
     BackgroundTaskManager,
     OutputPage,
     TaskError,
+    TaskNotRunning,
     TaskRecord,
     TaskStatus,
     TaskSummary,
 )
 from ._session import (
     OWNER,
+    CommandError,
     Exit,
     Session,
     complain,
@@ -173,6 +176,42 @@ def _say_cancelled(summaries: Sequence[TaskSummary]) -> None:
     for summary in summaries:
         over = summary.status is TaskStatus.CANCELLED
         say(f"{one_line(summary.task_id)}  {'cancelled' if over else 'cancel accepted'}")
+
+
+async def answer(session: Session, task_id: str, question_id: str | None, text: str | None) -> int:
+    """Answer a question of a task, the only one if it is not named; None: decline to."""
+    async with session.manager() as manager:
+        record = await find(manager, task_id)
+        owner = record.owner_thread_id
+        if question_id is None:
+            question_id = _only_question(record)
+        if text is None:
+            summary = await manager.decline(owner, task_id, question_id)
+        else:
+            summary = await manager.answer(owner, task_id, question_id, _json_or_text(text))
+    if session.json:
+        say_json({"owner_thread_id": owner, **summary.to_json()})
+    else:
+        done = "declined" if text is None else "answered"
+        say(f"{one_line(task_id)}  {one_line(question_id)} {done}")
+    return Exit.COMPLETED
+
+
+def _only_question(record: TaskRecord) -> str:
+    if record.status is not TaskStatus.RUNNING:
+        raise TaskNotRunning(record.task_id, record.status)
+    found = [question.question_id for question in record.open_questions]
+    if len(found) == 1:
+        return found[0]
+    which = f"name one of {', '.join(found)} with --question" if found else "it asks nothing"
+    raise CommandError(f"task {record.task_id} has {len(found)} open questions: {which}")
+
+
+def _json_or_text(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 # ---- output --------------------------------------------------------------------------------------

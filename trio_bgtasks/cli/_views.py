@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from .. import JournalEntry, TaskRecord, TaskStatus, TaskSummary
+from .. import JournalEntry, Progress, TaskRecord, TaskStatus, TaskSummary
 from .._json import JsonObject, JsonValue, shorten
 from .._records import ref_to_json
 from ._text import moment, one_line, size, span
@@ -213,16 +213,21 @@ def standing(task: OwnedTask) -> list[str]:
 
 
 def detail(summary: TaskSummary) -> str:
-    """Return what there is to say beside the status: why it ended so, how far it is."""
+    """Return what to say beside the status: why it ended so, what it asks, how far it is."""
     if summary.persistence_error is not None:
         return one_line(summary.persistence_error)
     if summary.queued:
         return "queued"
     if summary.error is not None:
         return one_line(summary.error)
-    progress = summary.progress
-    if progress is None:
-        return ""
+    if summary.questions:
+        more = len(summary.questions) - 1
+        first = one_line(summary.questions[0].message)
+        return f"asks: {first}" + (f" (and {more} more)" if more else "")
+    return "" if summary.progress is None else _progress(summary.progress)
+
+
+def _progress(progress: Progress) -> str:
     parts = [f"{progress.done:g}" if progress.total is None else _of(progress.done, progress.total)]
     if progress.message is not None:
         parts.append(progress.message)
@@ -273,7 +278,11 @@ def record_grid(record: TaskRecord) -> Grid:
         ("cancel requested", moment(record.cancel_requested_at_ms)),
         ("ended", moment(record.completed_at_ms)),
         ("executor", record.executor_id or ""),
-        ("progress", "" if record.progress is None else detail(record.summary())),
+        ("progress", "" if record.progress is None else _progress(record.progress)),
+        *(
+            (f"asks ({question.question_id})", f"{question.message} {_compact(question.schema)}")
+            for question in record.open_questions
+        ),
         ("error", record.error or ""),
         ("arguments", _compact(record.args or None)),
         ("metadata", _compact(record.metadata or None)),

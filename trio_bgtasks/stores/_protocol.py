@@ -15,7 +15,7 @@ import trio
 
 from .._checks import check_period
 from .._errors import CorruptRecord
-from .._lifecycle import Event
+from .._events import Event
 from .._records import JournalEntry, Notice, OutputPage, TaskRecord, TaskStatus
 
 PAGE = 200

@@ -6,30 +6,38 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import islice
 
 import attrs
 import trio
 
 from .._errors import InvalidValue, StoreClosed
-from .._json import NotJson, clone_json, copy_json, new_id
-from .._lifecycle import (
+from .._events import (
     NO_FACTS,
     AttemptStarted,
-    CancelRequested,
     CheckpointSaved,
     Event,
     Facts,
     Finished,
-    JournalLine,
     Orphaned,
     OutputAppended,
+    QuestionAnswered,
+    QuestionAsked,
     Registered,
-    apply,
-    ends_attempt,
-    journal_line,
+    Request,
 )
-from .._records import JournalEntry, Notice, OutputPage, TaskRecord, TaskStatus, evolved
+from .._json import NotJson, clone_json, copy_json, new_id
+from .._lifecycle import JournalLine, apply, ends_attempt, journal_line
+from .._records import (
+    JournalEntry,
+    Notice,
+    OutputPage,
+    TaskRecord,
+    TaskStatus,
+    copied_questions,
+    evolved,
+)
 from ._output import new_chunks, output_page
 from ._protocol import PAGE, ExecutorHandle, LeaseTerms, RecordPage, SweepReport, wall_clock_ms
 
@@ -145,7 +153,7 @@ class MemoryTaskStore:
         return _private(after)
 
     def _facts(self, task_id: str, event: Event) -> Facts:
-        if isinstance(event, CancelRequested):
+        if isinstance(event, Request):
             return NO_FACTS
         executor = self._executors.get(event.executor_id)
         if executor is not None and executor.crashed and not isinstance(event, Orphaned):
@@ -174,6 +182,9 @@ class MemoryTaskStore:
             for name in _BRINGS.get(type(event), ()):
                 if fields[name] is not None:
                     fields[name] = copy_json(fields[name], max_bytes=_ANY_SIZE)
+            if isinstance(event, QuestionAsked | QuestionAnswered):
+                copy = partial(copy_json, max_bytes=_ANY_SIZE)
+                fields["questions"] = copied_questions(fields["questions"], copy)
         except NotJson as error:
             raise InvalidValue(f"task '{after.task_id}' cannot be stored: {error}") from None
         if not after.seq:
@@ -479,4 +490,6 @@ def _private(record: TaskRecord) -> TaskRecord:
         fields["result"] = clone_json(result)
     if (checkpoint := fields["checkpoint"]) is not None:
         fields["checkpoint"] = clone_json(checkpoint)
+    if questions := fields["questions"]:
+        fields["questions"] = copied_questions(questions, clone_json)
     return own

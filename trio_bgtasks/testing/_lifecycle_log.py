@@ -13,6 +13,7 @@ from trio_bgtasks import (
     Event,
     Facts,
     Orphaned,
+    QuestionAnswered,
     Refused,
     Registered,
     TaskNotRunning,
@@ -92,7 +93,7 @@ def promise_1_one_attempt_writes(log: Log) -> None:
                     )
                     attempt += 1
                     running = (step.event.executor_id, attempt)
-                case CancelRequested():
+                case CancelRequested() | QuestionAnswered():
                     pass
                 case _:
                     assert running == (step.event.executor_id, step.event.attempt), (

@@ -27,6 +27,7 @@ from trio_bgtasks import (
     Failed,
     Finished,
     Orphaned,
+    QuestionAnswered,
     Refused,
     Registered,
     Stopped,
@@ -268,7 +269,9 @@ class _Actors:
 
     def _tell(self, world: _World, event: Event, said: str) -> tuple[str, _World, bool]:
         """Tell one event to the record, in one transaction; check the answer."""
-        fenced = not isinstance(event, CancelRequested) and world.fenced(event.executor_id)
+        fenced = not isinstance(event, CancelRequested | QuestionAnswered) and world.fenced(
+            event.executor_id
+        )
         facts = Facts(executor_fenced=fenced, id_used=world.collected)
         try:
             after = self._apply(_TASK, world.record, event, facts)
@@ -332,7 +335,7 @@ def _why_not_accepted(world: _World, event: Event, facts: Facts, after: TaskReco
         _IDS: not isinstance(event, Registered) or world.started == 0,
         _RESUME: not isinstance(event, AttemptStarted) or event.expected_attempt == world.started,
         _ONE_WRITES: not starts or world.running is None,
-        _LATE: isinstance(event, Registered | AttemptStarted | CancelRequested)
+        _LATE: isinstance(event, Registered | AttemptStarted | CancelRequested | QuestionAnswered)
         or world.running == (event.executor_id, event.attempt),
         _LIVE: not isinstance(event, Orphaned) or facts.executor_fenced,
         _FENCED: isinstance(event, Orphaned) or not facts.executor_fenced,

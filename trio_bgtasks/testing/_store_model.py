@@ -22,6 +22,7 @@ from trio_bgtasks import (
     JournalEntry,
     Orphaned,
     OutputAppended,
+    QuestionAnswered,
     Registered,
     TaskRecord,
     TaskStatus,
@@ -126,7 +127,7 @@ class StoreModel:
         return after
 
     def _facts(self, task_id: str, event: Event) -> Facts:
-        if isinstance(event, CancelRequested):
+        if isinstance(event, CancelRequested | QuestionAnswered):
             return Facts()
         fenced = self.executors.get(event.executor_id, "fenced") == "fenced"
         if not isinstance(event, Registered):

@@ -30,8 +30,8 @@ from trio_bgtasks._announcing import Announcer
 from trio_bgtasks._attempt_log import AttemptLog
 from trio_bgtasks._cancelling import Canceller, _Tree
 from trio_bgtasks._ending import Ends
+from trio_bgtasks._events import NO_FACTS, Facts
 from trio_bgtasks._hints import Hints
-from trio_bgtasks._lifecycle import NO_FACTS, Facts
 from trio_bgtasks._liveness import Liveness
 from trio_bgtasks._looking import Looker
 from trio_bgtasks._outcome import BodyEnd, outcome_of

@@ -8,16 +8,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from ..._codec import dump_json
-from ..._lifecycle import (
-    Event,
-    Facts,
-    Finished,
-    OutputAppended,
-    Registered,
-    apply,
-    ends_attempt,
-    journal_line,
-)
+from ..._events import Event, Facts, Finished, OutputAppended, Registered
+from ..._lifecycle import apply, ends_attempt, journal_line
 from ..._records import TaskRecord, evolved
 from .._output import new_chunks
 from ._rows import COLUMNS, checked, insert, to_record, update

@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from ..._errors import CorruptRecord, ExecutorAlive, StoreClosed, TaskStoreError
-from ..._lifecycle import Orphaned
+from ..._events import Orphaned
 from .._hostlock import HostLock, boot_id, is_held, lock_files, lock_path, remove_if_free
 from .._protocol import LeaseTerms, SweepReport
 from ._changes import apply_event

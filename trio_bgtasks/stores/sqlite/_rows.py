@@ -6,10 +6,19 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import attrs
+
 from ..._codec import RECORD_FIELDS, dump_json, parse_json, record_from_json
 from ..._errors import CorruptRecord, InvalidValue
 from ..._json import JsonObject, NotJson, copy_json
-from ..._records import Progress, TaskRecord, evolved, ref_to_json
+from ..._records import (
+    Progress,
+    Question,
+    TaskRecord,
+    copied_questions,
+    evolved,
+    ref_to_json,
+)
 
 _ANY_SIZE: Final = 1 << 62  # sizes are bounded where values are given
 
@@ -31,16 +40,22 @@ def checked(before: TaskRecord | None, after: TaskRecord) -> TaskRecord:
         InvalidValue: it is not JSON.
     """
     given: dict[str, Any] = {}
-    for name in ("args", "metadata", "result", "checkpoint"):
+    for name in ("args", "metadata", "result", "checkpoint", "questions"):
         value = getattr(after, name)
         if value is not None and (before is None or value is not getattr(before, name)):
             try:
-                given[name] = copy_json(value, max_bytes=_ANY_SIZE)
+                given[name] = (
+                    copied_questions(value, _copy) if name == "questions" else _copy(value)
+                )
             except NotJson as error:
                 raise InvalidValue(
                     f"task '{after.task_id}' cannot be stored: {name}: {error}"
                 ) from None
     return evolved(after, **given) if given else after
+
+
+def _copy(value: Any) -> Any:
+    return copy_json(value, max_bytes=_ANY_SIZE)
 
 
 def _json(value: Any) -> str | None:
@@ -49,6 +64,10 @@ def _json(value: Any) -> str | None:
 
 def _progress(value: Progress | None) -> str | None:
     return None if value is None else dump_json(value.to_json())
+
+
+def _questions(questions: tuple[Question, ...]) -> str:
+    return dump_json([attrs.asdict(question, recurse=False) for question in questions])
 
 
 _TO_COLUMN: Final[dict[str, Callable[[Any], Any]]] = {
@@ -60,11 +79,12 @@ _TO_COLUMN: Final[dict[str, Callable[[Any], Any]]] = {
     "result": _json,
     "checkpoint": _json,
     "progress": _progress,
+    "questions": _questions,
     "result_ref": lambda ref: None if ref is None else dump_json(ref_to_json(ref)),
 }
 _JSON_AT: Final = tuple(
     RECORD_FIELDS.index(name)
-    for name in ("args", "metadata", "result", "checkpoint", "progress", "result_ref")
+    for name in ("args", "metadata", "result", "checkpoint", "progress", "result_ref", "questions")
 )
 _BOOL_AT: Final = tuple(RECORD_FIELDS.index(name) for name in ("background", "supports_resume"))
 

@@ -117,7 +117,19 @@ _V1: Final = (
     """,
 )
 
-MIGRATIONS: Final = (_V1,)
+# The questions of a running task, and how many it has asked: their ids are never used again.
+_V2: Final = (
+    """
+    ALTER TABLE tasks ADD COLUMN questions TEXT NOT NULL DEFAULT '[]'
+        CHECK (json_valid(questions))
+    """,
+    """
+    ALTER TABLE tasks ADD COLUMN questions_asked INTEGER NOT NULL DEFAULT 0
+        CHECK (questions_asked >= 0)
+    """,
+)
+
+MIGRATIONS: Final = (_V1, _V2)
 """What makes version n + 1 of version n, statement by statement. Never edited, only added to."""
 
 SCHEMA_VERSION: Final = len(MIGRATIONS)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from ..._lifecycle import Event
+from ..._events import Event
 from ..._records import JournalEntry, Notice, OutputPage, TaskRecord, TaskStatus
 from .._protocol import (
     PAGE,
