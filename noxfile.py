@@ -14,7 +14,7 @@ nox.needs_version = ">=2025.10.16"
 nox.options.default_venv_backend = "venv"  # nothing to install first
 nox.options.sessions = [
     *("lint", "imports", "types", "docs", "demo_from_wheel", "examples"),
-    *("tests", "interop", "floors", "coverage"),
+    *("tests", "interop", "floors", "coverage", "conformance"),
 ]
 
 SIDE_BY_SIDE = ("-n", "auto", "--dist", "worksteal")  # a worker of pytest-xdist for each core
@@ -28,7 +28,7 @@ def groups(*names: str) -> list[str]:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments after ``--`` go to pytest."""
-    session.install("-e", ".[cli,testing]", *groups("tests"))
+    session.install("-e", ".[cli,mcp,testing]", *groups("tests"))
     session.run("pytest", *SIDE_BY_SIDE, *session.posargs)
 
 
@@ -38,7 +38,7 @@ def property_deep(session: nox.Session) -> None:
 
     Arguments after ``--`` go to pytest.
     """
-    session.install("-e", ".[cli,testing]", *groups("tests"))
+    session.install("-e", ".[cli,mcp,testing]", *groups("tests"))
     deep = ("tests/property", "-m", "machine", "--hypothesis-profile", "nightly")
     session.run("pytest", *SIDE_BY_SIDE, *deep, *session.posargs)
 
@@ -51,9 +51,9 @@ def floors(session: nox.Session) -> None:
     """
     project = PROJECT["project"]
     extras = project["optional-dependencies"]
-    needed = [*project["dependencies"], *extras["cli"], *extras["testing"]]
-    floors = [requirement.replace(">=", "==") for requirement in needed]
-    session.install("-e", ".[cli,testing]", *floors, *groups("tests"))
+    needed = [*project["dependencies"], *(p for e in ("cli", "mcp", "testing") for p in extras[e])]
+    floors = [requirement.split(",")[0].replace(">=", "==") for requirement in needed]
+    session.install("-e", ".[cli,mcp,testing]", *floors, *groups("tests"))
     session.run("pytest", *SIDE_BY_SIDE, *session.posargs)
 
 
@@ -67,7 +67,7 @@ def interop(session: nox.Session) -> None:
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Run the tests and report every branch, also of child processes, that they missed."""
-    session.install("-e", ".[cli,testing]", *groups("tests", "coverage", "interop"))
+    session.install("-e", ".[cli,mcp,testing]", *groups("tests", "coverage", "interop"))
     session.run("coverage", "erase")
     # The whole search takes 12 s; traced, once it had not ended after 20 minutes. The short ones
     # go every way.
@@ -97,7 +97,7 @@ def imports(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types twice, and that every public name has one."""
-    session.install("-e", ".[cli,testing]", *groups("tests", "types", "nox"))
+    session.install("-e", ".[cli,mcp,testing]", *groups("tests", "types", "nox"))
     session.run("mypy")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "trio_bgtasks", "--ignoreexternal")
@@ -109,7 +109,7 @@ def docs(session: nox.Session) -> None:
 
     The examples of all pages are run by ``tests/test_docs.py``.
     """
-    session.install("-e", ".[cli,testing]", *groups("docs"))
+    session.install("-e", ".[cli,mcp,testing]", *groups("docs"))
     session.run(
         *("sphinx-build", "--fail-on-warning", "--keep-going", "--quiet", "--fresh-env"),
         *("--builder", "html", "docs", "docs/_build/html"),
@@ -124,6 +124,16 @@ def model(session: nox.Session) -> None:
     session.install("-e", ".[testing]")
     session.run("python", "-m", "trio_bgtasks.testing")
     session.run("python", "models/check.py")
+
+
+@nox.session
+def conformance(session: nox.Session) -> None:
+    """Run the official conformance suite of MCP against our server, and count its named checks.
+
+    It brings its own Node.js and npm. ``--write`` after ``--`` makes the list of checks anew.
+    """
+    session.install("-e", ".[mcp]", *groups("conformance"))
+    session.run("python", "-m", "tests.mcp.conformance", *session.posargs)
 
 
 @nox.session

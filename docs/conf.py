@@ -52,7 +52,7 @@ nitpick_ignore_regex = [
 
 PUBLIC = [
     "trio_bgtasks",
-    *(f"trio_bgtasks.{room}" for room in ("stores", "stores.sqlite", "testing", "tools")),
+    *(f"trio_bgtasks.{room}" for room in ("mcp", "stores", "stores.sqlite", "testing", "tools")),
 ]
 
 

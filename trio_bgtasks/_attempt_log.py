@@ -178,6 +178,7 @@ class AttemptLog:
             return
         self._progress_after = now + _PROGRESS_S
         await self.store(ProgressReported, progress)
+        self.port.hints.changed(self.record.owner_thread_id, self.record.task_id, wake=False)
         if self._progress is progress:
             self._progress = None
 

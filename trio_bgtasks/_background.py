@@ -185,7 +185,8 @@ class BackgroundCapable(Tool):
         if known is not None:
             return known
         if call.task_id is None:
-            return await self._run(call, self._prepare(call, call.args, new_id("bg_")))
+            new = call.ctx.task_id or new_id("bg_")
+            return await self._run(call, self._prepare(call, call.args, new))
         record = await self._look_up(call.owner, call.task_id)
         resumable = self._inner.supports_resume and record.supports_resume
         if record.status is not TaskStatus.STOPPED or not resumable:

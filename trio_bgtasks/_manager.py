@@ -75,6 +75,11 @@ class BackgroundTaskManager:
         state = "closed" if self._supervisor.closing else "open"
         return f"<BackgroundTaskManager {state}, {len(self._slots)} live tasks>"
 
+    @property
+    def config(self) -> ManagerConfig:
+        """The bounds it was opened with."""
+        return self._config
+
     # ---- starting -----------------------------------------------------------------------------
 
     async def start(self, request: StartRequest, body: Body) -> TaskSummary:

@@ -157,6 +157,7 @@ class ToolCallContext:
         agent_id: The agent that makes the call.
         idempotency_key: Calls of one owner with the same key start one task. Only starts have keys:
             a call that resumes a task records none, and repeated it may resume the task again.
+        task_id: The id of the task that the call starts; None: a fresh one. Of no other call.
 
     Raises:
         TypeError, ValueError: a field is no string; an id is too long or holds a control character.
@@ -174,6 +175,9 @@ class ToolCallContext:
         default=None, converter=_blank_is_none, validator=_check_id_or_none
     )
     idempotency_key: str | None = attrs.field(
+        default=None, converter=_blank_is_none, validator=_check_id_or_none
+    )
+    task_id: str | None = attrs.field(
         default=None, converter=_blank_is_none, validator=_check_id_or_none
     )
 

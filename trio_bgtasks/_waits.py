@@ -24,7 +24,7 @@ class StoreWaits:
     """
 
     def __init__(self, store: TaskStore) -> None:
-        self.at_once = type(store) is MemoryTaskStore
+        self.at_once: bool = type(store) is MemoryTaskStore
         self._scopes: WeakSet[trio.CancelScope] = WeakSet()
         self._deadline = math.inf
 

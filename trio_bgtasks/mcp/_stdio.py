@@ -1,0 +1,98 @@
+"""Serving one client over standard input and output."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
+
+import trio
+
+if TYPE_CHECKING:
+    from mcp.server.lowlevel import Server
+
+MAX_LINE = 4 << 20
+"""Bytes of the longest message that is read; as over HTTP."""
+_Streams: TypeAlias = tuple[trio.abc.ReceiveStream, trio.abc.SendStream]
+_TOO_LONG = "\0"  # no JSON: passed over, as any other line that is none
+
+
+async def serve_stdio(server: Server[Any]) -> None:
+    """Serve the client at the other end of standard input and output, until it closes them.
+
+    Returns at the end of input, and at once when cancelled; tasks go on for as long as their
+    manager does. Meanwhile descriptor 0 is empty and 1 is standard error, so that nothing that a
+    tool prints, or starts, gets between the messages.
+    """
+    from mcp.server.stdio import stdio_server  # noqa: PLC0415 - it takes a second to import
+
+    async with _standard_streams() as (stdin, stdout):
+        streams = stdio_server(cast("Any", _Lines(stdin)), cast("Any", _Writer(stdout)))
+        async with streams as (reading, writing):
+            await server.run(reading, writing, server.create_initialization_options())
+
+
+@asynccontextmanager
+async def _standard_streams() -> AsyncGenerator[_Streams, None]:
+    """Give both streams; what others read and write there is not ours meanwhile."""
+    sys.stdout.flush()
+    with _claimed(0, os.devnull) as stdin, _claimed(1, None) as stdout:
+        # Not the default streams: reading in a thread, they could not be cancelled.
+        async with (
+            trio.lowlevel.FdStream(stdin) as reader,
+            trio.lowlevel.FdStream(stdout) as writer,
+        ):
+            yield reader, writer
+
+
+@contextmanager
+def _claimed(number: int, instead: str | None) -> Generator[int, None, None]:
+    """Give a copy of a standard descriptor, which is another file meanwhile (None: stderr)."""
+    ours = os.dup(number)
+    try:
+        other = os.dup(2) if instead is None else os.open(instead, os.O_RDONLY)
+        os.dup2(other, number)
+        os.close(other)
+        yield os.dup(ours)
+    finally:
+        os.dup2(ours, number)
+        os.close(ours)
+
+
+@final
+class _Lines:
+    """The lines of a stream, as text; one that is too long is one that is no message."""
+
+    def __init__(self, stream: trio.abc.ReceiveStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncGenerator[str, None]:
+        rest, too_long = b"", False
+        async for chunk in self._stream:
+            *lines, tail = chunk.split(b"\n")
+            for line in lines:
+                whole, rest = rest + line, b""
+                if too_long or len(whole) > MAX_LINE:
+                    too_long = False
+                    yield _TOO_LONG
+                elif whole.strip():
+                    yield whole.decode(errors="replace")
+            rest += tail
+            if len(rest) > MAX_LINE:
+                rest, too_long = b"", True
+
+
+@final
+class _Writer:
+    """A stream that takes text."""
+
+    def __init__(self, stream: trio.abc.SendStream) -> None:
+        self._stream = stream
+
+    async def write(self, text: str) -> None:
+        await self._stream.send_all(text.encode())
+
+    async def flush(self) -> None:
+        """Do nothing: what was written is sent."""
