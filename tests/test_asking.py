@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -73,11 +72,6 @@ def ask(message: str = "Sure?", schema: Any = YES_NO) -> Step:
 async def blocked_for_good(_: BackgroundExecution) -> None:
     """Be a step that never ends."""
     await trio.sleep_forever()
-
-
-async def crashed(_: BackgroundExecution) -> None:
-    """Be a step at which the process dies: what follows is for nobody."""
-    await trio.sleep(math.inf)
 
 
 async def questions(manager: BackgroundTaskManager, task_id: str = "t") -> dict[str, str]:
@@ -273,7 +267,7 @@ async def test_nobody_is_asked_twice(autojump_clock: trio.testing.MockClock) -> 
     store = MemoryTaskStore()
     async with opened(StallingStore(store)) as first, opened(store) as second:
         told = request(task_id="t", supports_resume=True)
-        body = Script([ask(), ask(), ask(), crashed])
+        body = Script([ask(), ask(), ask(), blocked_for_good])
         await first.start(told, body)
         for question_id, value in (("q1", True), ("q2", False)):
             assert list(await questions(first)) == [question_id]
@@ -412,24 +406,26 @@ async def test_ask_cancelled_anywhere(autojump_clock: trio.testing.MockClock) ->
     assert k > 4
 
 
-async def test_a_question_that_is_not_stored(autojump_clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize("fault", ["before", "after"])
+async def test_a_question_that_is_not_stored(
+    fault: Fault, autojump_clock: trio.testing.MockClock
+) -> None:
     """The body is told; whether or not it was stored, the next call asks it once."""
-    faults: tuple[Fault, ...] = ("before", "after")
-    for fault in faults:
-        store = FaultyStore()
+    store = FaultyStore()
 
-        async def twice(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
-            store.break_down("apply", fault=fault, last=2)  # noqa: B023 - the withdrawal, too
-            with pytest.raises(ConnectionError):
-                await execution.ask("Sure?", YES_NO)
-            return Success(await execution.ask("Sure?", YES_NO))
+    async def twice(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
+        store.break_down("apply", fault=fault, last=2)  # the withdrawal, too
+        with pytest.raises(ConnectionError):
+            await execution.ask("Sure?", YES_NO)
+        return Success(await execution.ask("Sure?", YES_NO))
 
-        async with opened(store) as manager:
-            summary = await manager.start(request(task_id="t"), twice)
-            assert list((await questions(manager)).values()) == ["Sure?"]
-            (question_id,) = await questions(manager)
-            await manager.answer(OWNER, "t", question_id, value=True)
-            assert (await ended(manager, summary)).result is True
+    async with opened(store) as manager:
+        summary = await manager.start(request(task_id="t"), twice)
+        found = await questions(manager)
+        assert list(found.values()) == ["Sure?"]
+        (question_id,) = found
+        await manager.answer(OWNER, "t", question_id, value=True)
+        assert (await ended(manager, summary)).result is True
 
 
 async def test_a_stale_attempt_asks_nobody(autojump_clock: trio.testing.MockClock) -> None:

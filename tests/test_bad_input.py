@@ -51,7 +51,7 @@ from trio_bgtasks import (
     open_task_manager,
     task_tools,
 )
-from trio_bgtasks.tools import ShellTool
+from trio_bgtasks.tools import GuardedShell, ShellTool
 
 MOST_WORDS = 600  # characters: an error goes into logs and prompts
 
@@ -337,6 +337,13 @@ def a_path(field: str) -> list[Bad]:
     return no_path + [Bad(value, ValueError, words) for value, words in odd.items()]
 
 
+def a_folder(field: str) -> list[Bad]:
+    """The path of a folder that is there."""
+    no_path = wrong(f"{field} must be a str or os.PathLike[str], not ", instance(str, type(None)))
+    odd = {"none": "is no directory", "a\x00b": "is no directory", "a\ud800b": "is no directory"}
+    return no_path + [Bad(v, ValueError, f"{field} {words}") for v, words in odd.items()]
+
+
 def a_choice(field: str) -> list[Bad]:
     """How safely SQLite writes."""
     return [Bad(value, ValueError, f"{field} must be 'full' or 'normal'") for value in VALUES]
@@ -600,6 +607,17 @@ TABLE: dict[str, dict[str, Given]] = {
         grace_s=lambda field: [attrs.evolve(bad, words=field) for bad in seconds(field)],
         env=lambda field: wrong(f"{field} must be a mapping", instance(dict, type(None))),
     ),
+    "GuardedShell": new(
+        GuardedShell,
+        {},
+        supports_resume=a_boolean,
+        shell=lambda field: [Bad(v, TypeError, field) for v in VALUES if not isinstance(v, str)],
+        grace_s=lambda field: [attrs.evolve(bad, words=field) for bad in seconds(field)],
+        env=lambda field: wrong(f"{field} must be a mapping", instance(dict, type(None))),
+        allow=lambda field: wrong(f"{field} must ", instance(list, type(None))),
+        deny=lambda field: wrong(f"{field} must ", instance(list)),
+        root=a_folder,
+    ),
     # ---- the prompt, and stores
     "TaskReminder": new(
         TaskReminder, {}, manager=needs("TaskReminder needs a BackgroundTaskManager", MANAGER)
@@ -681,6 +699,7 @@ async def test_bad_input(
 
 # ---- nothing is left out -------------------------------------------------------------------------
 
+SHELLS = {"ShellTool", "GuardedShell"}  # in a module of their own
 # What a host is given and never makes, or what takes nothing.
 RESULTS = {
     *("CancelledTree", "JournalEntry", "ManagerStatistics", "Notice", "OutputPage"),
@@ -732,7 +751,7 @@ def test_every_public_name_is_here() -> None:
     }
     entries = {entry.split(".")[0] for entry in TABLE}
     left_out = (RESULTS | ENDS | BETWEEN | NAMES | modules | errors) - entries
-    assert set(public(trio_bgtasks)) - left_out == entries - {"ShellTool"}
+    assert set(public(trio_bgtasks)) - left_out == entries - SHELLS
     assert left_out <= set(public(trio_bgtasks))
 
 
@@ -756,7 +775,7 @@ def test_every_argument_is_here(entry: str) -> None:
     elif entry == "BackgroundExecutable":
         taken = {"task_type"}  # of the class
     else:
-        home = trio_bgtasks.tools if entry == "ShellTool" else trio_bgtasks
+        home = trio_bgtasks.tools if entry in SHELLS else trio_bgtasks
         found = attrgetter(entry)(home)
         taken = set(inspect.signature(found).parameters) - {"self"}
     assert set(TABLE[entry]) == {name for name in taken if f"{entry}.{name}" not in ANYTHING}

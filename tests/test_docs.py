@@ -125,7 +125,7 @@ def test_every_command_and_option_is_described() -> None:
         options = {part for a in app[name].assemble_argument_collection() for part in a.names}
         common = {"--db", "--json"}
         named = {option for option in options - common if option.startswith("-")}
-        assert set(re.findall(r"(?<!\w)--?[a-z]+", line)) == named, name
+        assert set(re.findall(r"(?<!\w)--?[a-z][a-z-]*", line)) == named, name
 
 
 # ---- the defects of the original -----------------------------------------------------------------

@@ -77,11 +77,11 @@ def same_json(one: object, other: object) -> bool:
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
-        others = cast("JsonObject", other)
-        return one.keys() == others.keys() and all(same_json(one[k], others[k]) for k in one)
+        ours, others = cast("JsonObject", one), cast("JsonObject", other)
+        return ours.keys() == others.keys() and all(same_json(ours[k], others[k]) for k in ours)
     if isinstance(one, list):
-        items = cast("list[object]", other)
-        return len(one) == len(items) and all(map(same_json, one, items))
+        items, other_items = cast("list[object]", one), cast("list[object]", other)
+        return len(items) == len(other_items) and all(map(same_json, items, other_items))
     return one == other
 
 

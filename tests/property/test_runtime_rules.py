@@ -83,6 +83,20 @@ def test_notices_are_taken_by_a_block_that_succeeds(fails: bool) -> None:  # noq
     play(steps)
 
 
+def test_whoever_runs_a_task_that_was_damaged_says_so() -> None:
+    """Where it runs it is no corrupt record, but one of which nothing is stored."""
+
+    def steps(machine: Runtime) -> None:
+        work = machine.obeying[0]
+        machine.damage(machine.tasks[::-1].index(work.run.task), False)  # noqa: FBT003
+        hosts = machine.world.open_hosts()
+        host = hosts[::-1].index(work.host)
+        for how in ("get", "resume"):
+            machine.ask_for_the_damaged(host, 0, how)
+
+    play(steps)
+
+
 # ---- managers with one bug each -----------------------------------------------------------------
 
 # Each has it for one rule only: Hypothesis plays once more what has failed, from the beginning.

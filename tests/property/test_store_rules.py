@@ -316,6 +316,11 @@ async def test_what_a_subclass_does_not_say_is_named(method: str) -> None:
         await getattr(machine, method)(*arguments[method])
 
 
+def test_a_read_that_nobody_heard_of_says_nothing() -> None:
+    """There is no answer to compare, and the model stays as it is."""
+    assert Read("load", "t0").play(StoreModel(), None) is None
+
+
 def test_of_a_damaged_task_only_the_record_is_read() -> None:
     """What else a store still shows of it is the store's to choose."""
     model = StoreModel()

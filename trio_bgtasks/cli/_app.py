@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import attrs
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.validators import mutually_exclusive
 
-from .. import InvalidArguments, UnknownTask
+from .. import InvalidArguments, ManagerConfig, UnknownTask
 from .._json import check_id
-from ._session import OWNER, Command, Exit, UsageError, complain, execute, said
+from ._session import OWNER, Command, CommandError, Exit, UsageError, complain, execute, said
 
 # Each command loads what it needs when it runs: most of them only look, and are to be quick.
 # ruff: noqa: PLC0415
@@ -33,14 +33,15 @@ app = App(
 )
 
 
-def _check_id(_: Any, value: str | Sequence[str]) -> None:
-    for text in [value] if isinstance(value, str) else value:
+def _check_id(_: Any, value: str | Sequence[str] | None) -> None:
+    for text in [value] if isinstance(value, str) else value or ():
         check_id(text, "it")
 
 
 TaskId = Annotated[str, Parameter(validator=_check_id)]
 Owner = Annotated[str, Parameter(validator=_check_id)]
 Flag = Annotated[bool, Parameter(negative=())]
+Several = Annotated[tuple[str, ...], Parameter(negative=())]
 
 # Whoever names an owner does not mean every one's, least of all to delete.
 _WHOSE = Parameter(group=("Parameters", Group(show=False, validator=mutually_exclusive)))
@@ -224,6 +225,102 @@ def doctor(*, where: Where = HERE) -> int:
     from ._doctor import doctor
 
     return where.execute(doctor)
+
+
+@app.command
+def serve(
+    *,
+    http: str | None = None,
+    tokens: Path | None = None,
+    no_tokens: Flag = False,
+    allowed_host: Several = (),
+    owner: Owner | None = None,
+    tools: Several = (),
+    no_shell: Flag = False,
+    allow: Several = (),
+    deny: Several = (),
+    root: Path | None = None,
+    env: Several = (),
+    attempts_per_owner: int | None = None,
+    attempts_total: int | None = None,
+    deadline_s: float | None = None,
+    retention_s: float | None = None,
+    output_bytes: int = 8 << 20,
+    db: Path | None = None,
+) -> int:
+    """Serve a shell, and tools of your own, to clients of MCP: over stdio, unless --http is given.
+
+    What runs in the background outlives the connection; its record and output outlive the server. A
+    server that ends stops what runs, to be resumed. No option makes the shell a sandbox.
+
+    Args:
+        http: Serve at http://HOST:PORT/mcp instead.
+        tokens: A file of bearer tokens that only you can read: NAME TOKEN [END] in a line.
+        no_tokens: Serve whoever can reach the port, which must be one of this machine only.
+        allowed_host: A further name under which clients reach the server. Repeatable.
+        owner: Who owns the tasks. Default: each client (stdio) or each name of a token (HTTP).
+        tools: module:attribute of tools of yours. Repeatable.
+        no_shell: Serve those only.
+        allow: Run only commands that match a pattern. Repeatable.
+        deny: Never run commands that match a pattern. Repeatable.
+        root: Run commands there or below only. Default: anywhere, from the current folder.
+        env: A variable that commands are to see of the server's environment. Repeatable.
+        attempts_per_owner: How many tasks of an owner run at a time; further ones are queued.
+        attempts_total: How many run at a time in all.
+        deadline_s: How long one may run.
+        retention_s: How long the records of ended tasks are kept. Default: for ever.
+        output_bytes: How much output of a task is kept; the newest is.
+        db: The database file. Default: $TRIO_BGTASKS_DB, else one in your state folder.
+    """
+    try:
+        config = ManagerConfig(
+            attempts_per_owner=attempts_per_owner,
+            attempts_total=attempts_total,
+            attempt_deadline_s=deadline_s,
+            retention_s=retention_s,
+            output_bytes=output_bytes,
+        )
+        from ._serve import Service, serve
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    except ImportError as error:
+        raise CommandError(f"{error.name} is missing: install trio-bgtasks[cli,mcp]") from None
+    service = Service(
+        http=http,
+        tokens=tokens,
+        no_tokens=no_tokens,
+        allowed_hosts=allowed_host,
+        owner=owner,
+        tools=tools,
+        no_shell=no_shell,
+        allow=allow or None,
+        deny=deny,
+        root=root,
+        env=env,
+        config=config,
+    )
+    return execute(partial(serve, service=service), db=db, json=False)
+
+
+@app.command
+def install(
+    client: Literal["claude-code", "claude-desktop", "cursor", "vscode"],
+    /,
+    *arguments: str,
+    name: str = "trio-bgtasks",
+    write: Flag = False,
+) -> int:
+    """Print the entry for a client of MCP that starts `trio-bgtasks serve`.
+
+    Args:
+        client: The client.
+        arguments: What `serve` is to be given, behind `--`.
+        name: What the server is called there.
+        write: Put it into the client's configuration, keeping a copy of what it was.
+    """
+    from ._install import install
+
+    return install(client, name=name, arguments=arguments, write=write)
 
 
 @app.command

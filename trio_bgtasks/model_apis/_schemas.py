@@ -10,8 +10,9 @@ from typing import Any
 import attrs
 
 from .._json import JsonObject
+from .._json_schema import schema_validator
 from .._parameters import Schema, extended
-from .._tool import Tool, ToolDescriptor, schema_validator
+from .._tool import Tool, ToolDescriptor
 from ._strict import NotStrict, strict_schema
 
 _log = logging.getLogger("trio_bgtasks.model_apis")

@@ -1,0 +1,225 @@
+"""`serve`: an MCP server of the shell, and of tools of one's own, on the database."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import stat
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, cast
+
+import attrs
+import trio
+
+from .. import ManagerConfig, SqliteTaskStore, Tool, open_task_manager
+from ..mcp import (
+    OwnerOf,
+    Principal,
+    build_server,
+    chosen_owner,
+    client_owner,
+    principal_owner,
+    serve_http,
+    serve_stdio,
+)
+from ..tools import GuardedShell
+from ._session import CommandError, Exit, Session, UsageError, complain
+
+_SHORTEST_TOKEN = 16
+# What commands need to find their programs, their user and a language: nothing that is a secret.
+HARMLESS = (
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "TMPDIR"),
+    *("LANG", "LC_*", "TZ"),
+)
+
+
+@attrs.frozen(kw_only=True)
+class Service:
+    """What is served, and to whom; see the command's help."""
+
+    http: str | None = None
+    tokens: Path | None = None
+    no_tokens: bool = False
+    allowed_hosts: Sequence[str] = ()
+    owner: str | None = None
+    no_shell: bool = False
+    tools: Sequence[str] = ()
+    allow: Sequence[str] | None = None
+    deny: Sequence[str] = ()
+    root: Path | None = None
+    env: Sequence[str] = ()
+    config: ManagerConfig = attrs.field(factory=ManagerConfig)
+
+
+async def serve(session: Session, service: Service) -> int:
+    """Serve until the client goes (stdio), or until a signal; tasks are then stopped, not lost."""
+    tools = _tools(service)
+    http = None if service.http is None else _Http.of(service)
+    if http is None and (service.tokens or service.no_tokens or service.allowed_hosts):
+        raise UsageError("--tokens, --no-tokens and --allowed-host go with --http")
+    async with (
+        SqliteTaskStore.open(session.db) as store,
+        open_task_manager(store, config=service.config) as manager,
+    ):
+        server = build_server(manager, tools, owner_of=_owner_of(service))
+        if http is None:
+            await serve_stdio(server)
+        else:
+            await http.serve(server)
+    return Exit.COMPLETED
+
+
+def _owner_of(service: Service) -> OwnerOf:
+    if service.owner is not None:
+        return chosen_owner(service.owner)
+    return client_owner(Path.cwd()) if service.http is None else principal_owner
+
+
+# ---- what is served ------------------------------------------------------------------------------
+
+
+def _tools(service: Service) -> list[Tool]:
+    tools: list[Tool] = []
+    if not service.no_shell:
+        env = {
+            name: value for name, value in os.environ.items() if _is_handed_on(name, service.env)
+        }
+        tools.append(
+            GuardedShell(
+                allow=service.allow,
+                deny=service.deny,
+                root=service.root,
+                env=env,
+                supports_resume=True,
+            )
+        )
+    elif service.allow is not None or service.deny or service.root is not None or service.env:
+        raise UsageError("--allow, --deny, --root and --env are about the shell")
+    for name in service.tools:
+        tools += _loaded(name)
+    if not tools:
+        raise UsageError("there is nothing to serve: name --tools, or leave out --no-shell")
+    return tools
+
+
+def _is_handed_on(name: str, more: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in (*HARMLESS, *more))
+
+
+def _loaded(name: str) -> list[Tool]:
+    """Import ``module:attribute``: a tool, several, or a function that returns them."""
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise UsageError(f"--tools takes module:attribute, not {name!r}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` has it
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        if not isinstance(found, Tool) and callable(found):
+            found = found()
+    except Exception as error:
+        raise CommandError(f"cannot load {name}: {type(error).__name__}: {error}") from error
+    tools = list(cast("Iterable[object]", found)) if isinstance(found, Iterable) else [found]
+    for tool in tools:
+        if not isinstance(tool, Tool):
+            raise CommandError(f"{name} is no Tool, but a {type(tool).__name__}")
+    return cast("list[Tool]", tools)
+
+
+# ---- over HTTP -----------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Http:
+    host: str
+    port: int
+    tokens: Mapping[str, Principal] | None
+    allowed_hosts: Sequence[str]
+
+    @classmethod
+    def of(cls, service: Service) -> _Http:
+        """Read the options about HTTP."""
+        address = service.http or ""
+        host, _, port = address.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not host or not port.isdecimal() or int(port) > 0xFFFF:
+            raise UsageError(f"--http takes HOST:PORT, not {address!r}")
+        if (service.tokens is None) is not service.no_tokens:
+            raise UsageError(
+                "--http needs --tokens FILE, or --no-tokens: then whoever can reach the port, each "
+                "user of this machine for one, can run commands as you"
+            )
+        tokens = None if service.tokens is None else read_tokens(service.tokens)
+        return cls(host, int(port), tokens, service.allowed_hosts)
+
+    async def serve(self, server: Any) -> None:
+        """Serve for ever; say where."""
+        try:
+            await serve_http(
+                server,
+                host=self.host,
+                port=self.port,
+                tokens=self.tokens,
+                allowed_hosts=self.allowed_hosts,
+                task_status=_Said(),
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+
+class _Said(trio.TaskStatus[str]):
+    """Says where the server is reached, once it is."""
+
+    def started(self, value: str | None = None) -> None:
+        complain(f"serving at {value}")
+
+
+def read_tokens(path: Path) -> dict[str, Principal]:
+    """Read a file of bearer tokens: lines of ``NAME TOKEN``, and when it ends if it does.
+
+    Raises:
+        CommandError: others can read the file, or a line is wrong; no token is in the text.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise CommandError(f"others can read the tokens: chmod 600 {path}")
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"cannot read the tokens in {path}: {error}") from None
+    tokens: dict[str, Principal] = {}
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        wrong = _add(tokens, words)
+        if wrong is not None:
+            raise CommandError(f"{path}, line {number}: {wrong}")
+    if not tokens:
+        raise CommandError(f"there is no token in {path}")
+    return tokens
+
+
+def _add(tokens: dict[str, Principal], words: Sequence[str]) -> str | None:
+    """Take one line; return what is wrong with it, which never names the token."""
+    if len(words) not in (2, 3):
+        return "a line is NAME TOKEN or NAME TOKEN END"
+    name, token, *end = words
+    if len(token) < _SHORTEST_TOKEN:
+        return f"a token has at least {_SHORTEST_TOKEN} characters"
+    if token in tokens:
+        return "this token is somebody's already"
+    try:
+        ends = [datetime.fromisoformat(text) for text in end]
+        until = [int(each.replace(tzinfo=each.tzinfo or UTC).timestamp()) for each in ends]
+        tokens[token] = Principal(name, *until)
+    except ValueError as error:
+        return str(error)
+    return None
