@@ -461,6 +461,40 @@ async def test_after_the_end_of_the_body(autojump_clock: trio.testing.MockClock)
             await kept[0].ask("Sure?", YES_NO)
 
 
+async def test_a_question_that_outlives_its_attempt(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It is told so, also when the manager has closed and the store cannot be read any more."""
+    store, reads = FaultyStore(), 0
+    told = trio.Event()
+
+    def broken() -> Exception:
+        nonlocal reads
+        reads += 1
+        if reads > 20:
+            pytest.fail("it reads again and again, and no time passes")
+        return ConnectionError("closed")
+
+    async with trio.open_nursery() as nursery:
+
+        async def ask_outside(execution: BackgroundExecution) -> None:
+            with pytest.raises(StaleAttempt):
+                await execution.ask("Sure?", YES_NO)
+            told.set()
+
+        async def body(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
+            nursery.start_soon(ask_outside, execution)
+            await trio.sleep(1)
+            store.break_down("load", error=broken)
+            return Success()
+
+        async with opened(store) as manager:
+            await manager.start(request(task_id="t"), body)
+            await trio.sleep(1.5)
+        with trio.fail_after(10):
+            await told.wait()
+
+
 async def test_subscribers_are_told(autojump_clock: trio.testing.MockClock) -> None:
     """A question, its withdrawal and its answer are each a hint to look."""
 

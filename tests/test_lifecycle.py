@@ -13,6 +13,7 @@ from trio_bgtasks._errors import (
     ExecutorFenced,
     IdempotencyKeyUsed,
     ParentCancelled,
+    QuestionClosed,
     Refused,
     StaleAttempt,
     TaskExists,
@@ -31,6 +32,9 @@ from trio_bgtasks._events import (
     Orphaned,
     OutputAppended,
     ProgressReported,
+    QuestionAnswered,
+    QuestionAsked,
+    QuestionsWithdrawn,
     Registered,
 )
 from trio_bgtasks._lifecycle import ANONYMOUS, ORPHAN_ERROR, apply, ends_attempt, journal_entry
@@ -40,6 +44,7 @@ from trio_bgtasks._records import (
     Failed,
     JournalEntry,
     Progress,
+    Question,
     Stopped,
     Success,
     TaskRecord,
@@ -64,6 +69,29 @@ def resume(at_ms: int = 30, **changes: object) -> AttemptStarted:
     """Return the event that resumes `stopped`."""
     event = AttemptStarted(at_ms, "ex_2", "ann", "shell", 1, {"a": 2})
     return attrs.evolve(event, **changes)  # type: ignore[arg-type]
+
+
+def ask(message: str = "Sure?", *, waiting: str = "", delivered: str = "") -> QuestionAsked:
+    """Return the event of attempt 1 that asks; who waits and who was answered in words."""
+    held = tuple(waiting.split()), tuple(delivered.split())
+    return QuestionAsked(11, "ex_1", 1, message, {"const": 1}, *held)
+
+
+def told(*events: Event, **changes: object) -> TaskRecord:
+    """Return a running record after these events."""
+    record = registered(**changes)  # type: ignore[arg-type]
+    for event in events:
+        record = apply("bg_1", record, event, Facts(executor_fenced=isinstance(event, Orphaned)))
+    return record
+
+
+def shown(record: TaskRecord) -> str:
+    """Return the questions of a record, with their states by their first letter."""
+    return " ".join(f"{q.question_id}{q.state[0]}" for q in record.questions)
+
+
+YES = QuestionAnswered(12, "q1", 1)
+NO = QuestionAnswered(12, "q1", declined=True)
 
 
 # ---- refusals -----------------------------------------------------------------------------------
@@ -241,6 +269,7 @@ def test_a_record_tells_when_it_ended_and_when_its_end_was_asked_for() -> None:
         CheckpointSaved(-5, "ex_1", 1, None),
         ProgressReported(-5, "ex_1", 1, Progress(1)),
         OutputAppended(-5, "ex_1", 1, 0, "x"),
+        QuestionAsked(-5, "ex_1", 1, "Sure?", {}),
     ],
 )
 def test_a_clock_that_jumps_back_ends_nothing_before_it_began(event: Event) -> None:
@@ -259,6 +288,9 @@ def test_a_clock_that_jumps_back_ends_nothing_before_it_began(event: Event) -> N
         (registered(10), CheckpointSaved(99, "ex_1", 1, None)),
         (registered(10), ProgressReported(99, "ex_1", 1, Progress(1))),
         (registered(10), OutputAppended(99, "ex_1", 1, 0, "x")),
+        (registered(10), QuestionAsked(99, "ex_1", 1, "Sure?", {})),
+        (told(ask()), QuestionsWithdrawn(99, "ex_1", 1)),
+        (told(ask()), QuestionAnswered(99, "q1")),
         (stopped(), resume(99)),
     ],
 )
@@ -312,6 +344,96 @@ def test_a_resume_clears_what_the_last_attempt_left() -> None:
     assert (again.completed_at_ms, again.progress, again.background) == (None, None, False)
 
 
+# ---- questions ----------------------------------------------------------------------------------
+
+
+def test_a_question_is_asked_and_answered() -> None:
+    """It is open, then answered or declined; its words stay; others cannot change it."""
+    asked = told(ask())
+    assert asked.questions == (Question("q1", "Sure?", {"const": 1}, 11),)
+    assert (asked.questions_asked, asked.status) == (1, TaskStatus.RUNNING)
+    yes, no = told(ask(), YES), told(ask(), NO)
+    assert yes.questions == (Question("q1", "Sure?", {"const": 1}, 11, "answered", 1),)
+    assert no.questions == (Question("q1", "Sure?", {"const": 1}, 11, "declined"),)
+    assert asked.open_questions == asked.questions
+    assert yes.open_questions == no.open_questions == ()
+
+
+@pytest.mark.parametrize(
+    ("events", "question_id", "text"),
+    [
+        ([], "q1", "Question 'q1' of task 'bg_1': there is no such question now"),
+        ([ask(), YES], "q1", "Question 'q1' of task 'bg_1': it was answered"),
+        ([ask(), NO], "q1", "Question 'q1' of task 'bg_1': it was declined"),
+        ([ask(), QuestionsWithdrawn(12, "ex_1", 1)], "q1", "there is no such question now"),
+        ([ask(), CancelRequested(12)], "q1", "the task's cancellation was accepted"),
+        ([ask()], "q2", "there is no such question now"),
+    ],
+)
+def test_what_cannot_be_answered(events: list[Event], question_id: str, text: str) -> None:
+    """Only an open question can be, once, while no cancel is accepted; the refusal says why."""
+    with pytest.raises(QuestionClosed, match=text):
+        apply("bg_1", told(*events), QuestionAnswered(13, question_id, 2))
+
+
+def test_what_does_not_run_cannot_be_answered() -> None:
+    """Its questions were asked by an attempt that is over."""
+    for end in (Success(), Failed("no"), Cancelled(), Stopped()):
+        record = told(ask(), Finished(20, "ex_1", 1, end))
+        with pytest.raises(TaskNotRunning, match=f"current status: {record.status}"):
+            apply("bg_1", record, YES)
+
+
+@pytest.mark.parametrize(
+    ("events", "left"),
+    [
+        ([ask(), ask("Why?", waiting="q1")], "q1o q2o"),
+        ([ask(), ask(waiting="q1")], "q1o q2o"),  # two calls that ask the same
+        ([ask(), ask()], "q1o"),  # nobody waits for it: asked, and its answer was lost
+        ([ask(), ask("Why?")], "q2o"),  # nobody waits for it: withdrawn
+        ([ask(), YES, ask()], "q1a"),  # who asked is gone: its answer is the next one's
+        ([ask(), NO, ask()], "q1d"),
+        ([ask(), YES, ask(waiting="q1")], "q1a q2o"),  # it is on its way
+        ([ask(), YES, ask(delivered="q1")], "q1a q2o"),  # it was given
+        ([ask(), YES, ask("Why?", delivered="q1")], "q1a q2o"),
+        ([ask(), ask(waiting="q1"), ask("Why?", waiting="q2")], "q2o q3o"),
+        ([ask(), ask(waiting="q1"), ask()], "q1o"),  # the oldest
+        ([ask(), QuestionsWithdrawn(12, "ex_1", 1, ("q1",))], "q1o"),
+        ([ask(), QuestionsWithdrawn(12, "ex_1", 1)], ""),
+        ([ask(), QuestionsWithdrawn(12, "ex_1", 1), ask()], "q2o"),  # no id is used again
+        ([ask(), YES, QuestionsWithdrawn(12, "ex_1", 1)], "q1a"),
+        ([ask(), YES, CheckpointSaved(12, "ex_1", 1, None, ("q1",))], ""),
+        ([ask(), YES, CheckpointSaved(12, "ex_1", 1, None)], "q1a"),
+        ([ask(), YES, ask("Why?", delivered="q1"), Orphaned(20, "ex_1", 1)], "q1a"),
+        ([ask(), NO, Finished(20, "ex_1", 1, Stopped()), resume()], "q1d"),
+        ([ask(), YES, Finished(20, "ex_1", 1, Stopped()), CancelRequested(30)], ""),
+        ([ask(), YES, CancelRequested(12), Orphaned(20, "ex_1", 1)], ""),
+        ([ask(), YES, Finished(20, "ex_1", 1, Success())], ""),
+    ],
+)
+def test_which_questions_a_record_has(events: list[Event], left: str) -> None:
+    """Those that are open, and those that an attempt may yet ask for again."""
+    assert shown(told(*events)) == left
+
+
+def test_a_task_that_cannot_be_resumed_keeps_no_answer_that_was_given() -> None:
+    """Nobody will ask for it again."""
+    events = (ask(), YES, ask("Why?", delivered="q1"))
+    assert shown(told(*events, supports_resume=False)) == "q2o"
+    waiting = (ask(), YES, ask("Why?", waiting="q1"))
+    assert shown(told(*waiting, supports_resume=False)) == "q1a q2o"
+
+
+def test_the_next_attempt_is_given_what_was_answered() -> None:
+    """It holds nothing yet, so it repeats the questions in the order in which they were asked."""
+    record = told(ask(), YES, ask(waiting="q1"), Finished(20, "ex_1", 1, Stopped()), resume())
+    again = QuestionAsked(31, "ex_2", 2, "Sure?", {"const": 1})
+    assert apply("bg_1", record, again) is record
+    other = attrs.evolve(again, schema={"const": True})  # which is not 1
+    after = apply("bg_1", record, other)
+    assert (shown(after), after.questions[-1].question_id) == ("q1a q3o", "q3")
+
+
 # ---- journal and notices ------------------------------------------------------------------------
 
 
@@ -342,6 +464,36 @@ def test_the_journal_has_a_line_for_every_status_change_and_cancel() -> None:
         JournalEntry(30, "attempt_started", 2, TaskStatus.RUNNING, "ex_2"),
         JournalEntry(40, "cancel_requested", 2, TaskStatus.RUNNING),
         JournalEntry(50, "finished", 2, TaskStatus.CANCELLED, "ex_2", "cut off"),
+    ]
+
+
+def test_the_journal_has_a_line_for_every_question_and_its_answer() -> None:
+    """With its id; a question that is repeated, a withdrawal and a checkpoint have none."""
+    steps: list[Event] = [
+        ask(),
+        ask(),
+        YES,
+        CheckpointSaved(12, "ex_1", 1, None, ("q1",)),
+        ask(),
+        QuestionAnswered(13, "q2", declined=True),
+        ask(delivered="q2"),
+        QuestionsWithdrawn(14, "ex_1", 1),
+    ]
+    record, journal = registered(), list[JournalEntry | None]()
+    for event in steps:
+        after = apply("bg_1", record, event)
+        journal.append(journal_entry(record, event, after))
+        record = after
+    running = TaskStatus.RUNNING
+    assert journal == [
+        JournalEntry(11, "question_asked", 1, running, "ex_1", "q1"),
+        None,
+        JournalEntry(12, "question_answered", 1, running, None, "q1"),
+        None,
+        JournalEntry(11, "question_asked", 1, running, "ex_1", "q2"),
+        JournalEntry(13, "question_declined", 1, running, None, "q2"),
+        JournalEntry(11, "question_asked", 1, running, "ex_1", "q3"),
+        None,
     ]
 
 

@@ -45,6 +45,7 @@ class Asker:
                 while question.state == "open":
                     with trio.move_on_after(self._port.config.poll_s):
                         await changed.wait()
+                    self._log.check_open()  # who outlives the attempt would wait for ever
                     changed = watch.event  # before reading: what changes then is not missed
                     question = await self._read(question)
             except BaseException:

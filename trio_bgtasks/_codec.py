@@ -96,14 +96,21 @@ _REF: JsonObject = {
         ),
     ]
 }
-_QUESTION: JsonObject = {
+_OPEN_QUESTION: JsonObject = {
     "question_id": _TEXT,
     "message": _TEXT,
     "schema": _OBJECT,
     "asked_at_ms": _INT,
 }
-_OPEN_QUESTIONS: JsonObject = {"type": "array", "items": _closed(_QUESTION, *_QUESTION)}
-_QUESTION |= {"state": {"enum": ["open", "answered", "declined"]}, "answer": {}}
+_OPEN_QUESTIONS: JsonObject = {
+    "type": "array",
+    "items": _closed(_OPEN_QUESTION, *_OPEN_QUESTION),
+}
+_QUESTION: JsonObject = {
+    **_OPEN_QUESTION,
+    "state": {"enum": ["open", "answered", "declined"]},
+    "answer": {},
+}
 _QUESTIONS: JsonObject = {"type": "array", "items": _closed(_QUESTION, *_QUESTION)}
 _RECORD_FIELDS: JsonObject = {
     "task_id": _TEXT,

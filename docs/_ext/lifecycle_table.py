@@ -24,6 +24,9 @@ from trio_bgtasks._events import (
     Orphaned,
     OutputAppended,
     ProgressReported,
+    QuestionAnswered,
+    QuestionAsked,
+    QuestionsWithdrawn,
     Registered,
 )
 from trio_bgtasks._lifecycle import apply
@@ -31,6 +34,7 @@ from trio_bgtasks._records import (
     Cancelled,
     Failed,
     Progress,
+    Question,
     Stopped,
     Success,
     TaskRecord,
@@ -52,6 +56,7 @@ _RUNNING = TaskRecord(
     updated_at_ms=0,
     supports_resume=True,
     executor_id="executor",
+    questions=(Question("open", "", {}, 0), Question("answered", "", {}, 0, "answered")),
 )
 _STOPPED = attrs.evolve(_RUNNING, status=TaskStatus.STOPPED, executor_id=None)
 
@@ -68,7 +73,11 @@ STATES: dict[str, TaskRecord | None] = {
 
 
 def _events(
-    executor: str = "executor", attempt: int = 1, owner: str = "owner", task_type: str = "type"
+    executor: str = "executor",
+    attempt: int = 1,
+    owner: str = "owner",
+    task_type: str = "type",
+    question: str = "open",
 ) -> dict[str, Event]:
     run = (0, executor, attempt)
     return {
@@ -82,6 +91,9 @@ def _events(
         "CheckpointSaved": CheckpointSaved(*run, None),
         "ProgressReported": ProgressReported(*run, Progress(0)),
         "OutputAppended": OutputAppended(*run, 0, "text"),
+        "QuestionAsked": QuestionAsked(*run, "", {}),
+        "QuestionsWithdrawn": QuestionsWithdrawn(*run),
+        "QuestionAnswered": QuestionAnswered(0, question),
         "Orphaned": Orphaned(*run),
         "AttemptStarted": AttemptStarted(0, executor, owner, task_type, attempt, {}),
     }
@@ -119,6 +131,8 @@ def guards() -> dict[str, dict[str, str]]:
         "another executor": _events(executor="another"),
         "another owner": _events(owner="another"),
         "another task type": _events(task_type="another"),
+        "no such question": _events(question="another"),
+        "question answered before": _events(question="answered"),
     }
     broken_facts: dict[str, dict[str, object]] = {
         "id used before": {"id_used": True},

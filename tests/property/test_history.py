@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -16,7 +17,12 @@ from trio_bgtasks import (
     CheckpointSaved,
     Event,
     Finished,
+    InvalidAnswer,
     MemoryTaskStore,
+    QuestionAnswered,
+    QuestionClosed,
+    QuestionDeclined,
+    QuestionsWithdrawn,
     Stopped,
     Success,
     TaskNotRunning,
@@ -25,6 +31,7 @@ from trio_bgtasks import (
     open_task_manager,
 )
 from trio_bgtasks.testing import Fault, FaultyStore, History, RecordedManager, check_history
+from trio_bgtasks.testing._questioning import Answer
 
 
 class Forgetful(MemoryTaskStore):
@@ -193,6 +200,137 @@ async def test_an_end_for_no_reason(
     await manager.unrecorded.close_owner(OWNER)  # past the history
     with pytest.raises(AssertionError, match="promise 9: attempt 1 is stopped, should be running"):
         await check_history(history, store)
+
+
+INTEGER = {"type": "integer"}
+
+
+async def asking(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
+    """Ask for a number, and stop when it is given."""
+    await execution.ask("How many?", INTEGER)
+    return Stopped("enough")
+
+
+async def asked(manager: RecordedManager) -> str:
+    """Return the id of the question that is open."""
+    await trio.testing.wait_all_tasks_blocked()
+    summary = await manager.get(OWNER, "t")
+    assert summary is not None
+    return summary.questions[0].question_id
+
+
+async def test_questions_are_recorded(
+    manager: RecordedManager, store: Forgetful, history: History, autojump_clock: object
+) -> None:
+    """What was asked, answered, refused and given; a decline is an answer, too."""
+
+    async def both(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
+        number = await execution.ask("How many?", INTEGER)
+        with pytest.raises(QuestionDeclined):
+            await execution.ask("How many?", INTEGER)
+        return Success(number)
+
+    await manager.start(request(task_id="t"), both)
+    with pytest.raises(InvalidAnswer):
+        await manager.answer(OWNER, "t", await asked(manager), "many")
+    await manager.answer(OWNER, "t", await asked(manager), 7)
+    with pytest.raises(QuestionClosed):
+        await manager.answer(OWNER, "t", "q1", 8)
+    await check_history(history, store)
+    await manager.decline(OWNER, "t", await asked(manager))
+    assert (await manager.wait(OWNER, "t")).result == 7
+    await check_history(history, store)
+    task = history.tasks["t"]
+    assert [ask.reply for ask in task.runs[0].questions.asks] == ["7", "declined"]
+    assert [answer.reply for answer in task.questions.answers] == ["7", "declined"]
+    for fact in ("asked 'How many?' at", "given 7", "q2 answered declined at"):
+        assert fact in str(task)
+
+
+async def test_a_lost_answer(
+    manager: RecordedManager, store: Forgetful, history: History, autojump_clock: object
+) -> None:
+    """Who was told that an answer is accepted is believed."""
+    store.forgets = (QuestionAnswered,)
+    await manager.start(request(task_id="t"), asking)
+    await manager.answer(OWNER, "t", await asked(manager), 7)
+    with pytest.raises(AssertionError, match="promise 13: an accepted answer to question q1 is"):
+        await check_history(history, store)
+
+
+async def test_an_answer_from_nowhere(
+    manager: RecordedManager, store: Forgetful, history: History, autojump_clock: object
+) -> None:
+    """Nothing is stored as an answer that nobody gave; nor is another one than that."""
+    await manager.start(request(task_id="t", supports_resume=True), asking)
+    question_id = await asked(manager)
+    await manager.unrecorded.answer(OWNER, "t", question_id, 7)  # past the history
+    with pytest.raises(AssertionError, match="promise 13: nobody gave the answer that question q1"):
+        await check_history(history, store)
+    history.tasks["t"].questions.answers.append(Answer(question_id, "8", history.tick()))
+    with pytest.raises(AssertionError, match="promise 13: question q1 is stored with 7, which"):
+        await check_history(history, store)
+
+
+async def test_a_question_that_is_left_open(
+    manager: RecordedManager, store: Forgetful, history: History, autojump_clock: object
+) -> None:
+    """Nobody is asked what nobody waits for, unless the store failed when that was to be said."""
+
+    async def leaving(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
+        with trio.move_on_after(1):
+            await execution.ask("How many?", INTEGER)
+        await trio.sleep_forever()
+        return Success()
+
+    store.forgets = (QuestionsWithdrawn,)
+    await manager.start(request(task_id="t"), leaving)
+    await trio.sleep(5)
+    with pytest.raises(AssertionError, match="promise 13: question q1 is open, and nobody waits"):
+        await check_history(history, store)
+    history.doubtful("")
+    await check_history(history, store)
+
+
+async def test_an_answer_given_again(
+    manager: RecordedManager, store: Forgetful, history: History, autojump_clock: object
+) -> None:
+    """Once to each attempt, and to none after a checkpoint."""
+
+    async def saving(execution: BackgroundExecution, scope: trio.CancelScope) -> TaskResult:
+        outcome = await asking(execution, scope)
+        await execution.save_checkpoint("given")
+        return outcome
+
+    again = request(task_id="t", supports_resume=True)
+    await manager.start(again, asking)
+    await manager.answer(OWNER, "t", await asked(manager), 7)
+    await manager.wait(OWNER, "t")
+    for attempt in (1, 2):
+        await manager.start(attrs.evolve(again, resume_attempt=attempt), saving)
+        await trio.testing.wait_all_tasks_blocked()
+        await check_history(history, store)
+    first, second, third = (run.questions.asks for run in history.tasks["t"].runs)
+    assert [ask.reply for ask in (*first, *second, *third)] == ["7", "7", None]
+    third[0].reply = "7"  # as if it had been given to that, too
+    with pytest.raises(
+        AssertionError, match="attempt 3 was given 7 1 times for 'How many\\?', ans"
+    ):
+        await check_history(history, store)
+
+
+async def test_a_question_that_changes(
+    manager: RecordedManager, store: Forgetful, history: History, autojump_clock: object
+) -> None:
+    """An id is asked for one thing only, whoever is told of it."""
+    await manager.start(request(task_id="t"), asking)
+    await asked(manager)
+    summary = await manager.get(OWNER, "t")
+    assert summary is not None
+    (question,) = summary.questions
+    changed = attrs.evolve(summary, questions=(attrs.evolve(question, message="Who?"),))
+    with pytest.raises(AssertionError, match=r"promise 13: .*How many.* was asked before, now"):
+        history.told(OWNER, changed)
 
 
 async def forever(_: trio.CancelScope) -> TaskResult:

@@ -12,7 +12,13 @@ from typing import Any
 import attrs
 import pytest
 
-from trio_bgtasks._errors import IdempotencyKeyUsed, ParentCancelled, Refused, UnknownTask
+from trio_bgtasks._errors import (
+    IdempotencyKeyUsed,
+    ParentCancelled,
+    QuestionClosed,
+    Refused,
+    UnknownTask,
+)
 from trio_bgtasks._events import (
     AttemptStarted,
     CancelRequested,
@@ -23,6 +29,9 @@ from trio_bgtasks._events import (
     Orphaned,
     OutputAppended,
     ProgressReported,
+    QuestionAnswered,
+    QuestionAsked,
+    QuestionsWithdrawn,
     Registered,
 )
 from trio_bgtasks._lifecycle import apply
@@ -31,6 +40,7 @@ from trio_bgtasks._records import (
     ExternalRef,
     Failed,
     Progress,
+    Question,
     Stopped,
     Success,
     TaskRecord,
@@ -46,6 +56,12 @@ from trio_bgtasks.testing._model import (
     state_name,
 )
 
+_ANSWERED = Question("q2", "Sure?", {"const": 1}, 120, "answered", 1)
+_QUESTIONS = (
+    Question("q1", "Sure?", {"const": True}, 110),
+    _ANSWERED,
+    Question("q4", "Why?", {}, 130),
+)
 _RUNNING = TaskRecord(
     task_id="bg_1",
     owner_thread_id="ann",
@@ -64,6 +80,8 @@ _RUNNING = TaskRecord(
     checkpoint={"c": 1},
     progress=Progress(1),
     output_bytes=10,
+    questions=_QUESTIONS,
+    questions_asked=4,
     seq=7,
 )
 BLANK = TaskRecord("bg_1", "ann", "shell", "d", TaskStatus.RUNNING, 1, 0, 0)
@@ -74,16 +92,18 @@ _STOPPED = attrs.evolve(
     error="stopped: shutdown",
     result={"r": 1},
     completed_at_ms=200,
+    questions=(_ANSWERED,),
 )
+_ENDED = attrs.evolve(_STOPPED, questions=())
 RECORDS: dict[str, TaskRecord | None] = {
     "nothing": None,
     "running": _RUNNING,
     "running, cancel accepted": attrs.evolve(_RUNNING, cancel_requested_at_ms=150),
     "stopped": _STOPPED,
-    "stopped, not resumable": attrs.evolve(_STOPPED, supports_resume=False),
-    "completed": attrs.evolve(_STOPPED, status=TaskStatus.COMPLETED, error=None),
-    "failed": attrs.evolve(_STOPPED, status=TaskStatus.FAILED),
-    "cancelled": attrs.evolve(_STOPPED, status=TaskStatus.CANCELLED, cancel_requested_at_ms=150),
+    "stopped, not resumable": attrs.evolve(_ENDED, supports_resume=False),
+    "completed": attrs.evolve(_ENDED, status=TaskStatus.COMPLETED, error=None),
+    "failed": attrs.evolve(_ENDED, status=TaskStatus.FAILED),
+    "cancelled": attrs.evolve(_ENDED, status=TaskStatus.CANCELLED, cancel_requested_at_ms=150),
 }
 
 OUTCOMES = (Success({"s": 1}, ExternalRef("x:")), Failed("no", {"f": 1}), Cancelled(), Stopped("s"))
@@ -98,10 +118,19 @@ def events(at_ms: int, executor: str, attempt: int, owner: str, task_type: str) 
         Finished(*run, Success(1), cancel_requested_at_ms=140, progress=Progress(3)),
         CancelRequested(at_ms),
         CheckpointSaved(*run, {"c": 2}),
+        CheckpointSaved(*run, None, ("q2", "q9")),
         ProgressReported(*run, Progress(2, 3, "m")),
         OutputAppended(*run, 8, "é!"),
         OutputAppended(*run, 3, "abc"),
         OutputAppended(*run, 50, ""),
+        QuestionAsked(*run, "Sure?", {"const": 1.0}, ("q1",), ("q2",)),
+        QuestionAsked(*run, "Sure?", {"const": 1}, ("q1", "q4")),
+        QuestionAsked(*run, "Sure?", {"const": True}),
+        QuestionAsked(*run, "Why?", {}, ("q1", "q4")),
+        QuestionsWithdrawn(*run),
+        QuestionsWithdrawn(*run, ("q4", "q1")),
+        *(QuestionAnswered(at_ms, f"q{number}", [number]) for number in range(1, 5)),
+        QuestionAnswered(at_ms, "q4", declined=True),
         Orphaned(*run),
         AttemptStarted(at_ms, executor, owner, task_type, attempt, {"a": 2}, background=False),
     ]
@@ -152,7 +181,7 @@ def test_apply_is_the_table_by_hand(state: str) -> None:
 def check_refusal(error: Refused, before: TaskRecord | None, want: str | set[str]) -> None:
     """A refusal is one of those wanted; it names the task, and the status unless that is secret."""
     assert type(error).__name__ in want
-    silent = isinstance(error, UnknownTask | IdempotencyKeyUsed | ParentCancelled)
+    silent = isinstance(error, UnknownTask | IdempotencyKeyUsed | ParentCancelled | QuestionClosed)
     assert error.task_id == ("bg_9" if isinstance(error, IdempotencyKeyUsed) else "bg_1")
     assert error.task_id in str(error)
     if before is not None and not silent:
@@ -176,9 +205,12 @@ def check_record(before: TaskRecord | None, event: Event, after: TaskRecord, wan
 
 
 def test_an_event_that_changes_nothing_returns_the_same_record() -> None:
-    """A second cancel request is accepted, and is no change at all."""
+    """A second cancel, a question that is open already, a withdrawal of nothing: no change."""
     marked = RECORDS["running, cancel accepted"]
     assert apply("bg_1", marked, CancelRequested(999)) is marked
+    again = QuestionAsked(999, "ex_1", 2, "Sure?", {"const": True}, ("q4",))
+    assert apply("bg_1", _RUNNING, again) is _RUNNING
+    assert apply("bg_1", _RUNNING, QuestionsWithdrawn(999, "ex_1", 2, ("q4", "q1"))) is _RUNNING
 
 
 # ---- the page of the docs ------------------------------------------------------------------------

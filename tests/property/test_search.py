@@ -10,7 +10,7 @@ import pytest
 from tests.property.planted import applies as broken
 from trio_bgtasks import TaskRecord, UnknownTask
 from trio_bgtasks.testing import LifecycleSearch, _search, search_lifecycle
-from trio_bgtasks.testing._lifecycle_machine import Apply
+from trio_bgtasks.testing._lifecycle_stage import Apply
 
 
 def test_no_interleaving_breaks_a_promise() -> None:

@@ -24,6 +24,7 @@ from trio_bgtasks import (
     LeaseTerms,
     MemoryTaskStore,
     Progress,
+    Question,
     Refused,
     SqliteTaskStore,
     Success,
@@ -42,15 +43,18 @@ from trio_bgtasks import (
 )
 from trio_bgtasks._codec import dump_json, parse_json, record_from_json, record_to_json
 from trio_bgtasks._json import check_id, copy_json
+from trio_bgtasks._json_schema import schema_validator
 from trio_bgtasks.testing._model import TABLE, broken_guards, event_name, state_name
 from trio_bgtasks.testing.strategies import (
     STATES,
+    answers,
     arguments,
     events,
     json_objects,
     json_values,
     outcomes,
     progress,
+    questions,
     records,
     result_refs,
     task_ids,
@@ -112,6 +116,32 @@ def test_every_reachable_state_comes_out() -> None:
 
     look_for(look, (seen, STATES), (attempts, {1, 2, 3}))
     assert (set(seen), attempts) == (set(STATES), {1, 2, 3})
+
+
+def test_records_have_questions_in_every_state_that_can() -> None:
+    """Open, answered and declined ones while it runs, also cancelled; then what a resume needs."""
+    seen: set[tuple[str, str]] = set()
+
+    @surely
+    @given(records())
+    def look(record: TaskRecord) -> None:
+        seen.update((state_name(record), question.state) for question in record.questions)
+        assert record.questions_asked >= len(record.questions)
+
+    states = ("open", "answered", "declined")
+    wanted = {(name, state) for name in STATES[:2] for state in states}
+    wanted |= {("stopped", state) for state in states[1:]}
+    look_for(look, (seen, wanted))
+    assert seen == wanted
+
+
+@given(questions())
+def test_an_answer_fits_its_question(question: Question) -> None:
+    """An answered question has an answer that its schema allows; the others have none."""
+    if question.state == "answered":
+        assert schema_validator(question.schema).is_valid(question.answer)
+    else:
+        assert question.answer is None
 
 
 @given(st.data(), st.sampled_from(STATES))
@@ -345,6 +375,22 @@ async def draw_line(points: list[Point], name: str | None = None, *, width: floa
     return f"{len(points)} points, {name}, {width}"
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [{}, {"enum": ["x", 1, None]}, {"$ref": "#/$defs/n", "$defs": {"n": {"type": "null"}}}, TREE],
+    ids=str,
+)
+def test_answers_fit_their_schema(schema: dict[str, Any]) -> None:
+    """Of whatever kind they are, also where the schema refers to itself."""
+
+    @settings(surely, max_examples=20)
+    @given(answers(schema))
+    def look(answer: Any) -> None:
+        assert schema_validator(schema).is_valid(answer)
+
+    look()
+
+
 def test_arguments_of_a_typed_function() -> None:
     """The schema that `background_tool` makes of types is within the subset."""
     tool = background_tool(draw_line)
@@ -373,6 +419,7 @@ def test_a_schema_that_nothing_fits_is_no_endless_search() -> None:
     ("kind", "strategy"),
     [
         (Progress, progress()),
+        (Question, questions()),
         (TaskRecord, records()),
         (ExternalRef, result_refs()),
         (ThreadMessageRef, result_refs()),
@@ -404,7 +451,7 @@ def test_unions_and_summaries_are_known_too() -> None:
             assert copy_json(outcome.value) == outcome.value
 
     look_for(look, (seen, {"Success", "Failed", "Cancelled", "Stopped", "Registered", "Orphaned"}))
-    assert len(seen) == 12
+    assert len(seen) == 4 + 11
 
 
 @given(outcomes())

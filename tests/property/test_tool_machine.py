@@ -36,9 +36,11 @@ from trio_bgtasks import (
     ExternalRef,
     Failed,
     Finished,
+    InvalidAnswer,
     InvalidArguments,
     LeaseTerms,
     MemoryTaskStore,
+    Question,
     Registered,
     Rejected,
     Stopped,
@@ -285,6 +287,45 @@ class Finishing(BackgroundExecutable[None]):
         return Success(args["secret"])
 
 
+@background_tool(supports_resume=True)
+async def buy(items: list[str], execution: BackgroundExecution) -> TaskResult:
+    """Ask before each item how many, save what was said, and ask once more at the end."""
+    bought: dict[str, int] = execution.checkpoint or {}
+    for item in items:
+        if item not in bought:
+            bought[item] = await execution.ask(f"How many of {item}?", {"type": "integer"})
+            await trio.sleep(1)
+            await execution.save_checkpoint(bought)
+    sure = await execution.ask("Sure?", {"type": "boolean"})
+    await trio.sleep(1)
+    return Success({"bought": bought, "sure": sure})
+
+
+class BuyMachine(BackgroundToolMachine):
+    """A tool that asks: whoever interrupts it, nobody is asked otherwise, or answered otherwise."""
+
+    arguments = st.fixed_dictionaries({"items": st.lists(st.sampled_from("abc"), max_size=3)})
+
+    def make_tool(self) -> BackgroundExecutable[Any]:
+        return buy
+
+
+class OneOfEach(BuyMachine):
+    def answer(self, question: Question) -> Any:
+        return question.message == "Sure?" or 1
+
+    def same_result(self, expected: TaskResult, seen: TaskResult) -> bool:
+        assert isinstance(expected, Success)
+        assert expected.value["sure"] is True
+        assert set(expected.value["bought"].values()) <= {1}
+        return super().same_result(expected, seen)
+
+
+class AnswersNonsense(BuyMachine):
+    def answer(self, question: Question) -> Any:
+        return "nonsense"
+
+
 class Refused(FinishingMachine):
     arguments = st.just({"secret": 7})
 
@@ -309,6 +350,7 @@ class WithoutTool(BackgroundToolMachine):
         (Unfinished, AssertionError, "swallows trio.Cancelled"),
         (Forgetful, AssertionError, 'refuses .*"secret" is a required property'),
         (WithoutTool, NotImplementedError, "WithoutTool needs a method make_tool"),
+        (AnswersNonsense, InvalidAnswer, "the answer to question 'q1' does not fit"),
     ],
 )
 def test_a_machine_that_was_set_up_wrong_says_so(
@@ -353,11 +395,17 @@ def test_arguments_are_drawn_by_the_schema_of_the_tool() -> None:
     assert 1 < len(seen & {0, 1, 2, 3}) == len(seen)
 
 
+def test_the_answers_can_be_chosen() -> None:
+    """What `answer` returns is what the tool is given."""
+    run_state_machine_as_test(OneOfEach, settings=settings(QUICK, max_examples=3))
+
+
 RightMachine = machine_for(Count)  # the tool from which the wrong ones differ
 TestRight = deep(RightMachine, share=0.15, steps=12)
 TestInvoices = deep(InvoiceMachine, share=0.15, steps=12)
 TestFinishing = deep(FinishingMachine, share=0.15, steps=12)
 TestNursery = deep(NurseryMachine, share=0.15, steps=12)
+TestBuy = deep(BuyMachine, share=0.1, steps=12)
 TestShell = deep(ShellMachine, share=0.02, steps=6)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from trio_bgtasks._json import MAX_DEPTH, copy_json
 from trio_bgtasks._records import (
     ExternalRef,
     Progress,
+    Question,
     ResultRef,
     TaskRecord,
     TaskStatus,
@@ -37,6 +39,16 @@ refs: st.SearchStrategy[ResultRef] = st.builds(ExternalRef, texts()) | st.builds
     ThreadMessageRef, texts(), st.none() | texts()
 )
 progresses = st.builds(Progress, numbers, st.none() | numbers, st.none() | texts())
+open_questions = st.builds(Question, texts(), texts(), objects, times)
+questions = st.builds(
+    Question,
+    texts(),
+    texts(),
+    objects,
+    times,
+    st.sampled_from(["open", "answered", "declined"]),
+    json_values(),
+)
 parts: dict[str, st.SearchStrategy[Any]] = {
     "task_id": texts(),
     "task_type": texts(),
@@ -72,6 +84,8 @@ def records(draw: st.DrawFn) -> TaskRecord:
             cancel_requested_at_ms=st.none() | times,
             checkpoint=json_values(),
             output_bytes=times,
+            questions=st.lists(questions, max_size=3).map(tuple),
+            questions_asked=times,
             seq=times,
         )
     )
@@ -83,6 +97,7 @@ summaries = st.builds(
     status=st.sampled_from(TaskStatus),
     queued=st.booleans(),
     persistence_error=st.none() | texts(),
+    questions=st.lists(open_questions, max_size=3).map(tuple),
 )
 
 
@@ -125,6 +140,32 @@ def test_progress_keeps_its_kind_of_number(done: float) -> None:
 GOOD = TaskRecord("t", "ann", "shell", "d", TaskStatus.RUNNING, 1, 2, 3, executor_id="e", seq=1)
 
 
+QUESTION: dict[str, Any] = {
+    "question_id": "q1",
+    "message": "Sure?",
+    "schema": {},
+    "asked_at_ms": 1,
+    "state": "open",
+    "answer": None,
+}
+
+
+def test_a_question_has_exactly_its_fields() -> None:
+    """In a record all of them; in a summary those of an open one, which is what it was."""
+    question = Question("q1", "Sure?", {"const": 1.0}, 1, "answered", [1.0])
+    record = record_from_json("t", {**record_to_json(GOOD), "questions": [QUESTION]})
+    assert record.questions == (Question("q1", "Sure?", {}, 1),)
+    answered = attrs.evolve(GOOD, questions=(question,))
+    shape: Any = parse_json(dump_json(record_to_json(answered)))
+    assert shape["questions"][0].keys() == QUESTION.keys()
+    assert repr(record_from_json("t", shape).questions) == repr((question,))
+    summary = GOOD.summary().to_json()
+    wrongs: list[Any] = [QUESTION, {"question_id": "q1"}, None]
+    for wrong in wrongs:
+        with pytest.raises(CorruptRecord, match="'t' is corrupt: questions"):
+            summary_from_json("t", {**summary, "questions": [wrong]})
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -154,6 +195,16 @@ GOOD = TaskRecord("t", "ann", "shell", "d", TaskStatus.RUNNING, 1, 2, 3, executo
         ("progress", {"done": "1"}),
         ("progress", {"done": 1, "more": 2}),
         ("output_bytes", -1),
+        ("questions", None),
+        ("questions", {}),
+        ("questions", [QUESTION | {"state": "Open"}]),
+        ("questions", [QUESTION | {"schema": True}]),
+        ("questions", [QUESTION | {"asked_at_ms": "now"}]),
+        ("questions", [QUESTION | {"question_id": 1}]),
+        ("questions", [QUESTION | {"more": 1}]),
+        ("questions", [{name: QUESTION[name] for name in QUESTION if name != "answer"}]),
+        ("questions_asked", -1),
+        ("questions_asked", None),
         ("seq", None),
     ],
     ids=repr,

@@ -16,6 +16,7 @@ from trio_bgtasks._errors import (
     IdempotencyKeyUsed,
     InvalidValue,
     ParentCancelled,
+    QuestionClosed,
     Refused,
     StaleAttempt,
     TaskExists,
@@ -32,6 +33,9 @@ from trio_bgtasks._events import (
     Orphaned,
     OutputAppended,
     ProgressReported,
+    QuestionAnswered,
+    QuestionAsked,
+    QuestionsWithdrawn,
     Registered,
 )
 from trio_bgtasks._lifecycle import ORPHAN_ERROR
@@ -40,6 +44,7 @@ from trio_bgtasks._records import (
     ExternalRef,
     Failed,
     Progress,
+    Question,
     Stopped,
     Success,
     TaskRecord,
@@ -187,13 +192,16 @@ def refused_events(executor_id: str) -> list[tuple[Event, type[Refused]]]:
         (CancelRequested(1), TaskNotRunning),
         (CheckpointSaved(1, executor_id, 1, 1), TaskNotRunning),
         (OutputAppended(1, executor_id, 1, 0, "x"), TaskNotRunning),
+        (QuestionAsked(1, executor_id, 1, "Sure?", {}), TaskNotRunning),
+        (QuestionsWithdrawn(1, executor_id, 1), TaskNotRunning),
+        (QuestionAnswered(1, "q1", 1), TaskNotRunning),
         (Orphaned(1, executor_id, 1), TaskNotRunning),
         (AttemptStarted(1, executor_id, "ann", "shell", 1, {}), TaskNotStopped),
         (AttemptStarted(1, executor_id, "bob", "shell", 1, {}), UnknownTask),
     ]
 
 
-@pytest.mark.parametrize("at", range(8))
+@pytest.mark.parametrize("at", range(11))
 async def test_a_refusal_changes_nothing(store: TaskStore, hand: Hand, at: int) -> None:
     """After a refused event all that the store knows is what it was."""
     await hand.start("t")
@@ -221,7 +229,14 @@ async def test_a_value_that_is_not_json_is_refused(store: TaskStore, hand: Hand,
     with pytest.raises(InvalidValue):
         await hand.checkpoint("t", bad)
     with pytest.raises(InvalidValue):
+        await hand.apply("t", QuestionAsked(1, hand.executor_id, 1, "Sure?", {"const": bad}))
+    with pytest.raises(InvalidValue):
         await hand.end("t", Success([bad]), output="x")
+    assert await everything(store, "t") == before
+    await hand.apply("t", QuestionAsked(1, hand.executor_id, 1, "Sure?", {}))
+    before = await everything(store, "t")
+    with pytest.raises(InvalidValue):
+        await hand.apply("t", QuestionAnswered(1, "q1", [bad]))
     assert await everything(store, "t") == before
     assert (await hand.end("t")).status == "completed"
 
@@ -253,6 +268,88 @@ async def test_what_is_handed_out_is_the_callers_own(store: TaskStore, hand: Han
     assert attrs.asdict((await store.list_owner("ann")).records[0]) == before
     (notice,) = await store.notices("ann")
     assert (notice.summary.result, notice.summary.metadata) == ({"deep": [1]}, {"list": [1]})
+
+
+# ---- questions -----------------------------------------------------------------------------------
+
+
+async def test_questions_are_stored(store: TaskStore, hand: Hand) -> None:
+    """Each comes back with its schema and answer as they were, whatever characters and numbers."""
+    await hand.start("t", supports_resume=True)
+    run = (5, hand.executor_id, 1)
+    asked = await hand.apply("t", QuestionAsked(*run, WEIRD["text"], WEIRD))
+    assert asked.questions == (Question("q1", WEIRD["text"], WEIRD, 5),)
+    answered = await hand.apply("t", QuestionAnswered(6, "q1", WEIRD))
+    assert answered.questions == (Question("q1", WEIRD["text"], WEIRD, 5, "answered", WEIRD),)
+    more = await hand.apply("t", QuestionAsked(*run, "Why?", {"const": -0.0}, delivered=("q1",)))
+    loaded = await store.load("t")
+    assert loaded == more
+    assert repr(loaded) == repr(more)  # -0.0, too
+    assert (more.open_questions, more.questions_asked) == (more.questions[1:], 2)
+    (listed,) = (await store.list_owner("ann")).records
+    assert listed.summary().questions == (Question("q2", "Why?", {"const": -0.0}, 5),)
+    stopped = await hand.end("t", Stopped("later"))
+    assert stopped == await store.load("t")
+    assert stopped.questions == answered.questions
+    (notice,) = await store.notices("ann")
+    assert notice.summary.questions == ()
+    again = await hand.apply("t", AttemptStarted(7, hand.executor_id, "ann", "shell", 1, {}))
+    assert again == await store.load("t")
+    same = QuestionAsked(8, hand.executor_id, 2, WEIRD["text"], WEIRD)
+    assert await hand.apply("t", same) == again
+    kinds = [(entry.kind, entry.detail) for entry in await store.history("t")]
+    assert kinds == [
+        ("registered", None),
+        ("question_asked", "q1"),
+        ("question_answered", "q1"),
+        ("question_asked", "q2"),
+        ("finished", "later"),
+        ("attempt_started", None),
+    ]
+
+
+async def test_withdrawn_declined_and_used_questions(store: TaskStore, hand: Hand) -> None:
+    """What nobody needs is gone, and its id is not used again; who declined is not asked again."""
+    await hand.start("t")
+    run = (5, hand.executor_id, 1)
+    await hand.apply("t", QuestionAsked(*run, "Why?", {}))
+    assert (await hand.apply("t", QuestionsWithdrawn(*run))).questions == ()
+    with pytest.raises(QuestionClosed, match="there is no such question now"):
+        await hand.apply("t", QuestionAnswered(6, "q1", 1))
+    await hand.apply("t", QuestionAsked(*run, "Why?", {}))
+    declined = await hand.apply("t", QuestionAnswered(6, "q2", declined=True))
+    assert declined.questions == (Question("q2", "Why?", {}, 5, "declined"),)
+    with pytest.raises(QuestionClosed, match="it was declined"):
+        await hand.apply("t", QuestionAnswered(6, "q2", 1))
+    saved = await hand.apply("t", CheckpointSaved(*run, "used", ("q2",)))
+    assert saved == await store.load("t")
+    assert (saved.questions, saved.questions_asked) == ((), 2)
+    await hand.apply("t", QuestionAsked(*run, "Why?", {}))
+    assert [entry.detail for entry in await store.history("t")] == [None, "q1", "q2", "q2", "q3"]
+    await hand.cancel("t")
+    with pytest.raises(QuestionClosed, match="cancellation was accepted"):
+        await hand.apply("t", QuestionAnswered(6, "q3", 1))
+
+
+async def test_the_questions_handed_out_are_the_callers_own(store: TaskStore, hand: Hand) -> None:
+    """Changing what was asked or answered, or what a record shows, changes nothing in the store."""
+    await hand.start("t")
+    schema: dict[str, Any] = {"enum": [1]}
+    answer: dict[str, Any] = {"deep": [1]}
+    records = [await hand.apply("t", QuestionAsked(5, hand.executor_id, 1, "Sure?", schema))]
+    records.append(await hand.apply("t", QuestionAnswered(6, "q1", answer)))
+    schema["enum"].append(2)
+    answer["deep"].append(2)
+    records += (await store.list_owner("ann")).records
+    for record in records:
+        for question in record.questions:
+            question.schema["enum"] = "changed"
+            if question.answer is not None:
+                question.answer["deep"] = "changed"
+    loaded = await store.load("t")
+    assert loaded is not None
+    expected = Question("q1", "Sure?", {"enum": [1]}, 5, "answered", {"deep": [1]})
+    assert loaded.questions == (expected,)
 
 
 # ---- starting ------------------------------------------------------------------------------------

@@ -15,6 +15,10 @@ from ._history import TaskHistory as TaskHistory
 from ._lifecycle_log import LifecycleStep as LifecycleStep
 from ._lifecycle_machine import LifecycleMachine as LifecycleMachine
 from ._promises import check_history as check_history
+from ._questioning import Answer as Answer
+from ._questioning import Asked as Asked
+from ._questioning import AttemptQuestions as AttemptQuestions
+from ._questioning import TaskQuestions as TaskQuestions
 from ._recorded import RecordedManager as RecordedManager
 from ._runtime_machine import RuntimeMachine as RuntimeMachine
 from ._search import LifecycleSearch as LifecycleSearch

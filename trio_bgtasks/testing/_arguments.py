@@ -1,10 +1,11 @@
-"""Arguments for the JSON Schema of a tool."""
+"""Arguments for the JSON Schema of a tool, answers for that of a question."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any, TypeAlias, cast
 from urllib.parse import unquote
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from trio_bgtasks import InvalidArguments, Tool, ToolCallContext, ToolDescriptor, ToolResult
+from trio_bgtasks._json_schema import schema_validator
 
 from ._json_values import json_values, storable, texts
 
@@ -50,6 +52,21 @@ def arguments(parameters: Mapping[str, Any]) -> SearchStrategy[dict[str, Any]]:
     schema: _Schema = {"type": "object", **parameters}
     tool = _Checked(schema)
     return _Maker(schema).values(schema).filter(tool.accepts)
+
+
+def answers(schema: Mapping[str, Any]) -> SearchStrategy[Any]:
+    """Return answers that fit the JSON Schema of a question; drawn as `arguments` are.
+
+    Raises:
+        ValueError: it is not a valid JSON Schema.
+    """
+    return _answers(json.dumps(schema))
+
+
+@lru_cache(maxsize=256)
+def _answers(text: str) -> SearchStrategy[Any]:
+    schema: _Schema = json.loads(text)
+    return _Maker(schema).values(schema).filter(schema_validator(schema).is_valid)
 
 
 @attrs.frozen

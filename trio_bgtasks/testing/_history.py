@@ -15,10 +15,20 @@ import trio
 
 from trio_bgtasks import (
     BackgroundExecution,
+    QuestionDeclined,
     TaskRecord,
     TaskResult,
     TaskStatus,
     TaskSummary,
+)
+
+from ._questioning import (
+    DECLINED,
+    Asked,
+    AttemptQuestions,
+    TaskQuestions,
+    reply_of,
+    words_of,
 )
 
 Body: TypeAlias = Callable[[BackgroundExecution, trio.CancelScope], Awaitable[TaskResult]]
@@ -50,6 +60,7 @@ class Run:
         checkpoint: What the body was given to go on from.
         began: When its body was called.
         said: Its output.
+        questions: What it asked.
         causes: Why the runtime may cancel it, beside an accepted cancel.
         lost: When its machine crashed.
         suspended: When its machine was suspended, or failed to store its end; it may have been
@@ -68,6 +79,7 @@ class Run:
     checkpoint: Any
     began: int
     said: list[str] = attrs.field(factory=list[str])
+    questions: AttemptQuestions = attrs.field(init=False)
     causes: set[Cause] = attrs.field(factory=set[Cause])
     lost: int | None = None
     suspended: int | None = None
@@ -75,6 +87,9 @@ class Run:
     raised: BaseException | None = None
     ended: int | None = None
     cancelled: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        self.questions = AttemptQuestions(self.attempt)
 
     @property
     def live(self) -> bool:
@@ -98,6 +113,10 @@ class Run:
         if self.ended is not None:
             how = repr(self.outcome) if self.raised is None else f"raised {self.raised!r}"
             parts.append(f"ended at {self.ended}: {how}")
+        for ask in self.questions.asks:
+            given = "" if ask.reply is None else f", given {ask.reply}"
+            end = "" if ask.ended is None else f" until {ask.ended}"
+            parts.append(f"asked {ask.words[0]!r} at {ask.began}{end}{given}")
         return ", ".join(parts)
 
 
@@ -112,6 +131,7 @@ class TaskHistory:
         parent: Its parent in the lineage.
         runs: Its executions, in the order in which they began.
         saves: The checkpoints of all of them.
+        questions: What was asked and answered.
         started: The attempts whose start was answered, each with the number of the answers.
         cancels: When cancels were asked for, but those that were refused.
         cancel_accepted: When somebody was told first that a cancel is accepted.
@@ -132,6 +152,7 @@ class TaskHistory:
     parent: str | None = None
     runs: list[Run] = attrs.field(factory=list[Run])
     saves: list[Save] = attrs.field(factory=list[Save])
+    questions: TaskQuestions = attrs.field(factory=TaskQuestions)
     started: dict[int, int] = attrs.field(factory=dict[int, int])
     cancels: list[int] = attrs.field(factory=list[int])
     cancel_accepted: int | None = None
@@ -182,6 +203,9 @@ class TaskHistory:
             lines.append(f"  its scope cancelled at {self.scope_cancelled}")
         if self.damaged is not None:
             lines.append(f"  record damaged at {self.damaged}")
+        for answer in self.questions.answers:
+            said = "" if answer.accepted is None else f", accepted at {answer.accepted}"
+            lines.append(f"  {answer.question_id} answered {answer.reply} at {answer.asked}{said}")
         lines += [f"  told that attempt {n} is {status}" for n, status in self.told]
         lines += [f"  notice of attempt {n}: {', '.join(s)}" for n, s in self.announced.items()]
         return "\n".join(lines)
@@ -193,7 +217,7 @@ class History:
     `body` records what a tool sees, a `RecordedManager` what callers are answered. Several managers
     may be recorded into one history, each under a name of its own. What is done to a manager as a
     whole, to a record, or to the scope of a spawn, is noted by hand, before it is done: `may_end`
-    and `closed`, `lost`, `suspended`, `damaged`, `scope_cancelled`.
+    and `closed`, `lost`, `suspended`, `doubtful`, `damaged`, `scope_cancelled`.
     """
 
     def __init__(self) -> None:
@@ -226,7 +250,7 @@ class History:
     # ---- what tools see -----------------------------------------------------------------------
 
     def body(self, body: Body, *, machine: str = "", background: bool = True) -> Body:
-        """Return ``body``, recorded: its start and its end, what it saves and what it says.
+        """Return ``body``, recorded: its start and its end, what it saves, says and asks.
 
         It is handed an execution that records and is otherwise its own.
         """
@@ -276,6 +300,7 @@ class History:
         self, run: Run, scope: trio.CancelScope, body: Callable[[], Awaitable[TaskResult]]
     ) -> TaskResult:
         run.task.runs.append(run)
+        run.task.questions.attempts.append(run.questions)
         try:
             run.outcome = await body()
         except BaseException as error:
@@ -293,10 +318,13 @@ class History:
         """Note that an owner was told how a task stands.
 
         Raises:
-            AssertionError: promise 8: it is the task of another one.
+            AssertionError: promise 8: it is the task of another one. Promise 13: a question is
+                not what it was before.
         """
         task = self.task(summary.task_id, owner)
         assert task.owner == owner, f"promise 8: {owner} was told of {summary!r}\n{task}"
+        wrong = task.questions.show(summary.questions)
+        assert wrong is None, f"promise 13: {wrong}\n{task}"
         task.told[summary.attempt, summary.status] = summary
 
     def accepted(self, task: TaskHistory) -> None:
@@ -361,6 +389,12 @@ class History:
             if run.ended is None or (since is not None and run.ended > since):
                 run.suspended = now
 
+    def doubtful(self, machine: str) -> None:
+        """Note that a machine's store fails: what its runs withdraw meanwhile may stay open."""
+        for run in self.runs(machine):
+            if run.ended is None:
+                run.questions.doubtful = True
+
     def damaged(self, task: TaskHistory) -> None:
         """Note that the stored record of a task cannot be read any more."""
         task.damaged = self.tick()
@@ -373,7 +407,7 @@ class History:
 
 
 class _RecordedExecution:
-    """An execution that notes what is saved and said."""
+    """An execution that notes what is saved, said and asked."""
 
     def __init__(self, execution: BackgroundExecution, run: Run, history: History) -> None:
         self._execution = execution
@@ -386,8 +420,22 @@ class _RecordedExecution:
     async def save_checkpoint(self, value: object) -> None:
         save = Save(value, self._history.tick())
         self._run.task.saves.append(save)
+        self._run.questions.saves.append(save)
         await self._execution.save_checkpoint(value)
         save.told = self._history.tick()
+
+    async def ask(self, message: str, schema: dict[str, Any]) -> Any:
+        asked = Asked(words_of(message, schema), self._history.tick())
+        self._run.questions.asks.append(asked)
+        try:
+            answer = await self._execution.ask(message, schema)
+            asked.reply = reply_of(answer)
+        except QuestionDeclined:
+            asked.reply = DECLINED
+            raise
+        finally:
+            asked.ended = self._history.tick()
+        return answer
 
     async def write_output(self, text: str) -> None:
         self._run.said.append(text)

@@ -10,10 +10,14 @@ import attrs
 from trio_bgtasks import (
     AttemptStarted,
     CancelRequested,
+    CheckpointSaved,
     Event,
     Facts,
     Orphaned,
+    Question,
     QuestionAnswered,
+    QuestionAsked,
+    QuestionsWithdrawn,
     Refused,
     Registered,
     TaskNotRunning,
@@ -23,6 +27,7 @@ from trio_bgtasks import (
 )
 
 from ._model import event_name, state_name
+from ._model_questions import same_words
 
 
 @attrs.frozen
@@ -77,6 +82,9 @@ def check_promises(log: Log) -> None:
     promise_5_an_accepted_cancel_is_final(log)
     promise_5_a_cancel_that_lost_says_so(log)
     promise_7_one_resume_wins(log)
+    promise_13_nobody_is_asked_twice(log)
+    promise_13_one_answer_is_accepted(log)
+    promise_13_an_answer_is_kept(log)
 
 
 def promise_1_one_attempt_writes(log: Log) -> None:
@@ -193,6 +201,87 @@ def promise_7_one_resume_wins(log: Log) -> None:
             assert step.refusal.status == current, (
                 f"promise 7 (the other resumes get the running status) is broken: {step}"
             )
+
+
+_ONCE = "promise 13 (an accepted answer is final and is given once)"
+
+
+def promise_13_nobody_is_asked_twice(log: Log) -> None:
+    """Ids are never used again; whoever asks has one question, a new one only if there is none."""
+    used: dict[str, set[str]] = {}
+    for step, after in _accepted(log):
+        ids = used.setdefault(step.task_id, set())
+        before = () if step.before is None else step.before.questions
+        new = [q for q in after.questions if q.question_id not in {b.question_id for b in before}]
+        again = ids & {question.question_id for question in new}
+        assert not again, f"{_ONCE} is broken: {', '.join(again)} was used before; {step}"
+        ids |= {question.question_id for question in new}
+        if isinstance(step.event, QuestionAsked):
+            held = {*step.event.waiting, *step.event.delivered}
+            had = [q for q in before if same_words(q, step.event) and q.question_id not in held]
+            has = [q for q in (*had[:1], *new) if q in after.questions]
+            assert len(has) == 1, f"{_ONCE} is broken: {len(has)} questions for one call; {step}"
+        else:
+            assert not new, f"{_ONCE} is broken: nobody asked {new}; {step}"
+
+
+def promise_13_one_answer_is_accepted(log: Log) -> None:
+    """Of an open question, of a running task without an accepted cancel; no other one is."""
+    for step in log:
+        if isinstance(step.event, QuestionAnswered) and step.before is not None:
+            there = step.before.question(step.event.question_id)
+            marked = step.before.cancel_requested_at_ms is not None
+            runs = step.before.status is TaskStatus.RUNNING and not marked
+            may = runs and there is not None and there.state == "open"
+            assert (step.after is not None) is may, f"{_ONCE} is broken: {there} before; {step}"
+
+
+def promise_13_an_answer_is_kept(log: Log) -> None:
+    """A question changes by its answer only, and goes when nobody needs it any more."""
+    for step, after in _accepted(log):
+        for question in () if step.before is None else step.before.questions:
+            now = after.question(question.question_id)
+            broken = f"{_ONCE} is broken: {question} became {now}; {step}"
+            if now is None:
+                assert _may_go(question, step.event, after), broken
+            elif _answers(step.event, question):
+                assert now == _answered(question, step.event), broken
+            else:
+                assert now == question, broken
+                assert not _has_to_go(question, step.event, after), broken
+
+
+def _answers(event: Event, question: Question) -> bool:
+    return isinstance(event, QuestionAnswered) and event.question_id == question.question_id
+
+
+def _answered(question: Question, event: Event) -> Question:
+    assert isinstance(event, QuestionAnswered)
+    if event.declined:
+        return attrs.evolve(question, state="declined", answer=event.answer)
+    return attrs.evolve(question, state="answered", answer=event.answer)
+
+
+def _has_to_go(question: Question, event: Event, after: TaskRecord) -> bool:
+    """Is it the checkpoint's, or the end's?"""
+    if after.status is not TaskStatus.RUNNING:
+        stays = after.status is TaskStatus.STOPPED and after.supports_resume
+        return question.state == "open" or not stays
+    return isinstance(event, CheckpointSaved) and question.question_id in event.delivered
+
+
+def _may_go(question: Question, event: Event, after: TaskRecord) -> bool:
+    """May it be gone, because nobody waits for it, or will ask for it?"""
+    name = question.question_id
+    match event:
+        case QuestionsWithdrawn():
+            return question.state == "open" and name not in event.waiting
+        case QuestionAsked() if question.state == "open":
+            return name not in event.waiting
+        case QuestionAsked():
+            return name in event.delivered and not after.supports_resume
+        case _:
+            return _has_to_go(question, event, after)
 
 
 def _accepted(log: Log, task_id: str | None = None) -> Iterator[tuple[LifecycleStep, TaskRecord]]:

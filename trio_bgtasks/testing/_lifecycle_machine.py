@@ -7,14 +7,10 @@ the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import deepcopy
 from typing import Any
 
-import attrs
 import hypothesis.strategies as st
-from hypothesis import event as tell_hypothesis
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, rule
 
 from trio_bgtasks import (
     AttemptStarted,
@@ -22,27 +18,23 @@ from trio_bgtasks import (
     CancelRequested,
     CheckpointSaved,
     Event,
-    Facts,
     Failed,
     Finished,
     Orphaned,
     OutputAppended,
     Progress,
     ProgressReported,
-    Refused,
+    QuestionAnswered,
+    QuestionAsked,
+    QuestionsWithdrawn,
     Registered,
     Stopped,
     Success,
-    TaskRecord,
     TaskResult,
-    TaskStatus,
-    apply,
 )
 
-from ._lifecycle_log import LifecycleStep, check_promises, shown
-from ._model import STATES, TABLE, changed_fields, expected
-
-Apply = Callable[[str, TaskRecord | None, Event, Facts], TaskRecord]
+from ._lifecycle_stage import LifecycleStage
+from ._model import STATES, TABLE
 
 _tasks = st.sampled_from([0, 0, 1])  # counted from the newest
 _times = st.integers(0, 50)
@@ -53,6 +45,12 @@ _wrong_start = st.sampled_from([*_RIGHT, "dead executor", "owner", "type", "earl
 _outcomes = st.sampled_from(
     [Success(1), Success(None), Failed("no", 2), Cancelled(), Stopped(), Stopped("shutdown")]
 )
+# Words and schema: 1 is not true, so these are three questions.
+_words: st.SearchStrategy[tuple[str, dict[str, Any]]] = st.sampled_from(
+    [("Sure?", {"const": 1}), ("Sure?", {"const": 1}), ("Sure?", {"const": True}), ("Why?", {})]
+)
+# Which questions other calls of the attempt hold: they wait for the open ones, have the others.
+_held = st.sampled_from(["all", "all", "the open ones", "the answered ones", "none"])
 # How a running task gets to another state of the table.
 _WAYS = {
     "running, cancel accepted": ["CancelRequested"],
@@ -64,7 +62,7 @@ _WAYS = {
 }
 
 
-class LifecycleMachine(RuleBasedStateMachine):
+class LifecycleMachine(LifecycleStage):
     """Finds where an ``apply`` differs from the lifecycle table, or breaks a promise.
 
     ``apply`` is the library's own: assign yours in a subclass, as a ``staticmethod``, when your
@@ -79,19 +77,6 @@ class LifecycleMachine(RuleBasedStateMachine):
         AssertionError: a promise is broken, or an answer is not the table's; says which, and what
             was seen.
     """
-
-    apply: Apply = staticmethod(apply)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.log: list[LifecycleStep] = []
-        self.records: dict[str, TaskRecord] = {}
-        self._told: dict[str, TaskRecord] = {}  # copies of the records, as they were answered
-        self._ids: list[str] = []
-        self._live = ["ex_0", "ex_1"]
-        self._dead = ["ex_never"]
-        self._used: set[str] = set()
-        self._keys: dict[tuple[str, str], str] = {}
 
     # ---- rules ------------------------------------------------------------------------------
 
@@ -126,16 +111,39 @@ class LifecycleMachine(RuleBasedStateMachine):
         )
         self.step(self._task(old or 0), event)
 
-    @rule(task=_tasks, wrong=_wrong_write, offset=st.integers(0, 20), at=_times)
-    def write(self, task: int, wrong: str | None, offset: int, at: int) -> None:
+    @rule(task=_tasks, wrong=_wrong_write, offset=st.integers(0, 20), held=_held, at=_times)
+    def write(self, task: int, wrong: str | None, offset: int, held: str, at: int) -> None:
         """An attempt saves a checkpoint, reports progress or writes output."""
         run = (at, *self._writer(task, wrong))
         writes: list[Event] = [
-            CheckpointSaved(*run, {"at": at}),
+            CheckpointSaved(*run, {"at": at}, self._held(task, held)[1]),
             ProgressReported(*run, Progress(at)),
             OutputAppended(*run, offset, "é" * (offset % 4)),
         ]
         self.step(self._task(task), writes[offset % 3])
+
+    @rule(task=_tasks, wrong=_wrong_write, words=_words, held=_held, at=_times)
+    def ask(
+        self, task: int, wrong: str | None, words: tuple[str, dict[str, Any]], held: str, at: int
+    ) -> None:
+        """An attempt asks, perhaps what was asked before."""
+        run = self._writer(task, wrong)
+        self.step(self._task(task), QuestionAsked(at, *run, *words, *self._held(task, held)))
+
+    @rule(task=_tasks, wrong=_wrong_write, held=_held, at=_times)
+    def withdraw(self, task: int, wrong: str | None, held: str, at: int) -> None:
+        """A call of an attempt does not wait any more."""
+        waiting, _ = self._held(task, held)
+        event = QuestionsWithdrawn(at, *self._writer(task, wrong), waiting)
+        self.step(self._task(task), event)
+
+    @rule(task=_tasks, recent=st.sampled_from([0, 0, 1, 2, -1]), declined=st.booleans(), at=_times)
+    def reply(self, task: int, recent: int, *, declined: bool, at: int) -> None:
+        """Somebody answers a question, or declines to; there may be no such question."""
+        record = self.records.get(self._task(task))
+        number = (0 if record is None else record.questions_asked) - recent
+        answer = None if declined else at
+        self.step(self._task(task), QuestionAnswered(at, f"q{number}", answer, declined))
 
     @rule(
         task=_tasks,
@@ -194,16 +202,43 @@ class LifecycleMachine(RuleBasedStateMachine):
         self, *, task: int, cancelled: bool, outcome: TaskResult | None, wrong: str | None, at: int
     ) -> None:
         """The way through which most mistakes are found: blind draws seldom go all of it."""
-        record = self.records.get(self._task(task))
-        self.write(task, None, at, at)
+        self.write(task, None, at, "none", at)
         if cancelled:
             self.cancel(task, at)
-        if outcome is not None:
-            self.finish(task, None, outcome, None, at)
-        elif record is not None and record.executor_id in self._live:
-            self.fence(self._live.index(record.executor_id))
-            self.orphan(task, None, at)
+        self._end(task, outcome, at)
         self.resume(task, wrong, at)
+
+    @rule(
+        task=_tasks,
+        words=_words,
+        often=st.integers(1, 2),
+        declined=st.none() | st.booleans(),
+        saved=st.booleans(),
+        ends=st.sampled_from(["crash", "stop", "no"]),
+        at=_times,
+    )
+    def ask_again(
+        self,
+        *,
+        task: int,
+        words: tuple[str, dict[str, Any]],
+        often: int,
+        declined: bool | None,
+        saved: bool,
+        ends: str,
+        at: int,
+    ) -> None:
+        """The same is asked once more after an answer, perhaps a checkpoint, and a resume."""
+        for _ in range(often):
+            self.ask(task, None, words, "all", at)
+        if declined is not None:
+            self.reply(task, often - 1, declined=declined, at=at)
+        if saved:
+            self.write(task, None, 0, "all", at)
+        if ends != "no":
+            self._end(task, Stopped() if ends == "stop" else None, at)
+            self.resume(task, None, at)
+        self.ask(task, None, words, "the open ones", at)
 
     @rule(
         state=st.sampled_from(STATES),
@@ -219,6 +254,8 @@ class LifecycleMachine(RuleBasedStateMachine):
                 again = state != "stopped, not resumable"
                 start = Registered(at, self._live[0], "ann", "shell", "d", supports_resume=again)
                 self.step(self._ids[-1], start)
+                if name == "QuestionAnswered":
+                    self.step(self._ids[-1], self._row("QuestionAsked", None, at))
             for way in _WAYS.get(state, ()):
                 self.step(self._ids[-1], self._row(way, None, at))
             record = self.records.get(self._ids[-1])
@@ -239,19 +276,25 @@ class LifecycleMachine(RuleBasedStateMachine):
 
     # ---- what the draws stand for -----------------------------------------------------------
 
-    def _task(self, recent: int) -> str:
-        return self._ids[-1 - recent % len(self._ids)]
-
-    def _writer(self, task: int, wrong: str | None) -> tuple[str, int]:
-        """Return who writes and as which attempt: those of the record, or wrong ones."""
+    def _held(self, task: int, held: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the questions for which calls wait, and those of which they have the answer."""
         record = self.records.get(self._task(task))
-        attempt = 1 if record is None else record.attempt
-        attempt += {"earlier": -1, "later": 1}.get(wrong or "", 0)
-        if wrong == "dead executor":
-            return self._dead[-1], attempt
-        current = None if record is None else record.executor_id
-        other = self._live[1] if current == self._live[0] else self._live[0]
-        return (other if wrong == "other executor" else current or other), attempt
+        there = () if record is None else record.questions
+        waiting = tuple(q.question_id for q in there if q.state == "open")
+        delivered = tuple(q.question_id for q in there if q.state != "open")
+        return (
+            waiting if held in ("all", "the open ones") else (),
+            delivered if held in ("all", "the answered ones") else (),
+        )
+
+    def _end(self, task: int, outcome: TaskResult | None, at: int) -> None:
+        """End the attempt: by an outcome, or by the death of its executor."""
+        record = self.records.get(self._task(task))
+        if outcome is not None:
+            self.finish(task, None, outcome, None, at)
+        elif record is not None and record.executor_id in self._live:
+            self.fence(self._live.index(record.executor_id))
+            self.orphan(task, None, at)
 
     def _row(self, name: str, wrong: str | None, at: int) -> Event:
         """Return an event of this row of the table, for the newest task."""
@@ -268,102 +311,10 @@ class LifecycleMachine(RuleBasedStateMachine):
             "CheckpointSaved": CheckpointSaved(*run, at),
             "ProgressReported": ProgressReported(*run, Progress(at)),
             "OutputAppended": OutputAppended(*run, 3, "text"),
+            "QuestionAsked": QuestionAsked(*run, "Sure?", {}),
+            "QuestionsWithdrawn": QuestionsWithdrawn(*run),
+            "QuestionAnswered": QuestionAnswered(at, "q2" if wrong == "later" else "q1", at),
             "Orphaned": Orphaned(*run),
             "AttemptStarted": AttemptStarted(at, starter, "ann", "shell", run[2], {}),
         }
         return events[name]
-
-    # ---- one step ---------------------------------------------------------------------------
-
-    def step(self, task_id: str, event: Event) -> None:
-        """Tell ``apply`` one event, with the facts that a store would have read; log the answer."""
-        before, facts = self.records.get(task_id), self._facts(task_id, event)
-        after, refusal = self._asked(task_id, before, event, facts)
-        dead, collected = frozenset(self._dead), frozenset(self._used)
-        step = LifecycleStep(task_id, event, facts, before, after, refusal, dead, collected)
-        tell_hypothesis(f"{type(event).__name__}: {'refused' if after is None else 'accepted'}")
-        self.log.append(step)
-        if after is not None:
-            self.records[task_id], self._told[task_id] = after, deepcopy(after)
-            if isinstance(event, Registered) and event.idempotency_key is not None:
-                self._keys.setdefault((event.owner_thread_id, event.idempotency_key), task_id)
-        self.check_against_table(step)
-
-    def _asked(
-        self, task_id: str, before: TaskRecord | None, event: Event, facts: Facts
-    ) -> tuple[TaskRecord | None, Refused | None]:
-        try:
-            return self.apply(task_id, before, event, facts), None
-        except Refused as refusal:
-            return None, refusal
-
-    def _facts(self, task_id: str, event: Event) -> Facts:
-        fenced = getattr(event, "executor_id", None) in self._dead
-        if not isinstance(event, Registered):
-            return Facts(executor_fenced=fenced)
-        parent = self.records.get(event.parent_task_id or "")
-        return Facts(
-            executor_fenced=fenced,
-            id_used=task_id in self._used,
-            key_used_by=self._keys.get((event.owner_thread_id, event.idempotency_key or "")),
-            parent_cancelled=parent is not None
-            and (parent.cancel_requested_at_ms is not None or parent.status == "cancelled"),
-        )
-
-    def check_against_table(self, step: LifecycleStep) -> None:
-        """Compare one answer with the lifecycle that was written by hand, field by field."""
-        want = expected(step.before, step.event, step.facts)
-        said = f"the table of the lifecycle says {want!r}; {step}"
-        if step.after is None:
-            assert step.answer in want, said
-            return
-        assert isinstance(want, str), said
-        changes: dict[str, Any] = changed_fields(step.before, step.event, want)
-        model = step.after if step.before is None else step.before
-        for name, value in attrs.asdict(attrs.evolve(model, **changes), recurse=False).items():
-            seen = getattr(step.after, name)
-            assert seen == value, f"{name} is {seen!r}, not {value!r}; {said}"
-
-    # ---- the promises -----------------------------------------------------------------------
-
-    @invariant()
-    def promises(self) -> None:
-        """Every promise that concerns records holds."""
-        self._the_executor_is_named_exactly_while_it_runs()
-        self._promise_2_an_answer_stays_true()
-        self._promise_6_orphans_are_found()
-        check_promises(self.log)
-
-    def _promise_2_an_answer_stays_true(self) -> None:
-        """What was answered is what the record says, until the next event is accepted."""
-        for task_id, record in self.records.items():
-            told = self._told[task_id]
-            assert record == told, (
-                f"promise 2 (a status answer is durable truth) is broken: "
-                f"the record that was answered has changed by itself: {told} -> {record}"
-            )
-
-    def _promise_6_orphans_are_found(self) -> None:
-        """The task of a dead executor can be ended; that of a live one cannot."""
-        for record in self.records.values():
-            if record.executor_id is None:
-                continue
-            dead = record.executor_id in self._dead
-            event = Orphaned(record.updated_at_ms, record.executor_id, record.attempt)
-            facts = Facts(executor_fenced=dead)
-            found, refusal = self._asked(record.task_id, record, event, facts)
-            ended = found is not None and found.status is not TaskStatus.RUNNING
-            assert ended is dead, (
-                f"promise 6 (an orphan is found, a live execution is never called one) is broken: "
-                f"{record.executor_id} is {'dead' if dead else 'alive'}; task {record.task_id}: "
-                f"{shown(record)} -> Orphaned -> {shown(found) if found else repr(refusal)}"
-            )
-
-    def _the_executor_is_named_exactly_while_it_runs(self) -> None:
-        """Whoever looks for orphans finds every running record, and no other."""
-        for record in self.records.values():
-            running = record.status is TaskStatus.RUNNING
-            named = record.executor_id is not None, record.completed_at_ms is None
-            assert named == (running, running), (
-                f"executor_id is set, and completed_at_ms is not, exactly while running: {record}"
-            )

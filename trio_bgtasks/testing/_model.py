@@ -21,12 +21,17 @@ from trio_bgtasks import (
     Orphaned,
     OutputAppended,
     ProgressReported,
+    QuestionAnswered,
+    QuestionAsked,
+    QuestionsWithdrawn,
     Registered,
     Stopped,
     Success,
     TaskRecord,
     TaskStatus,
 )
+
+from ._model_questions import questions_after, wrong_question
 
 STATES = (
     "nothing",
@@ -48,7 +53,7 @@ def row(*cells: str) -> dict[str, str]:
 # Statuses and errors, by short names.
 running, completed, failed, cancelled, stopped = (status.value for status in TaskStatus)
 exists, late, early = "TaskExists", "TaskNotRunning", "TaskNotStopped"
-unknown, never = "UnknownTask", "TaskNotResumable"
+unknown, never, closed = "UnknownTask", "TaskNotResumable", "QuestionClosed"
 
 # fmt: off
 TABLE: dict[str, dict[str, str]] = {
@@ -63,6 +68,9 @@ TABLE: dict[str, dict[str, str]] = {
     "CheckpointSaved":      row(unknown,   running,   running,   late,      late,      late),
     "ProgressReported":     row(unknown,   running,   running,   late,      late,      late),
     "OutputAppended":       row(unknown,   running,   running,   late,      late,      late),
+    "QuestionAsked":        row(unknown,   running,   running,   late,      late,      late),
+    "QuestionsWithdrawn":   row(unknown,   running,   running,   late,      late,      late),
+    "QuestionAnswered":     row(unknown,   running,   closed,    late,      late,      late),
     "Orphaned":             row(unknown,   stopped,   cancelled, late,      late,      late),
     "AttemptStarted":       row(unknown,   early,     early,     running,   never,     early),
 }
@@ -89,6 +97,12 @@ GUARDS: dict[str, dict[str, str]] = {
     "CheckpointSaved": _WRITE,
     "ProgressReported": _WRITE,
     "OutputAppended": _WRITE,
+    "QuestionAsked": _WRITE,
+    "QuestionsWithdrawn": _WRITE,
+    "QuestionAnswered": {
+        "no such question": "QuestionClosed",
+        "question answered before": "QuestionClosed",
+    },
     "Orphaned": {
         "another attempt": "StaleAttempt",
         "another executor": "StaleAttempt",
@@ -129,20 +143,7 @@ def event_name(event: Event) -> str:
 
 def broken_guards(record: TaskRecord | None, event: Event, facts: Facts) -> set[str]:
     """Return which conditions do not hold; whether they matter to the event is not asked here."""
-    broken: set[str] = set()
-    if isinstance(event, AttemptStarted):
-        attempt: int | None = event.expected_attempt
-    else:
-        attempt = getattr(event, "attempt", None)
-    if record is not None:
-        if attempt != record.attempt:
-            broken.add("another attempt")
-        if getattr(event, "executor_id", None) != record.executor_id:
-            broken.add("another executor")
-        if getattr(event, "owner_thread_id", None) != record.owner_thread_id:
-            broken.add("another owner")
-        if getattr(event, "task_type", None) != record.task_type:
-            broken.add("another task type")
+    broken = set[str]() if record is None else _strangers(record, event)
     broken.add("executor fenced" if facts.executor_fenced else "executor not fenced")
     if facts.id_used:
         broken.add("id used before")
@@ -150,6 +151,26 @@ def broken_guards(record: TaskRecord | None, event: Event, facts: Facts) -> set[
         broken.add("key used before")
     if facts.parent_cancelled:
         broken.add("parent's cancel accepted")
+    return broken
+
+
+def _strangers(record: TaskRecord, event: Event) -> set[str]:
+    """Return what of an event is not the record's."""
+    broken: set[str] = set()
+    if isinstance(event, AttemptStarted):
+        attempt: int | None = event.expected_attempt
+    else:
+        attempt = getattr(event, "attempt", None)
+    if attempt != record.attempt:
+        broken.add("another attempt")
+    if getattr(event, "executor_id", None) != record.executor_id:
+        broken.add("another executor")
+    if getattr(event, "owner_thread_id", None) != record.owner_thread_id:
+        broken.add("another owner")
+    if getattr(event, "task_type", None) != record.task_type:
+        broken.add("another task type")
+    if isinstance(event, QuestionAnswered):
+        broken |= wrong_question(record, event)
     return broken
 
 
@@ -162,6 +183,8 @@ def expected(record: TaskRecord | None, event: Event, facts: Facts) -> str | set
     for guard in FIRST:
         if guard in wrong:
             return {wrong[guard]}
+    if isinstance(event, QuestionAnswered) and answer == late:
+        return {late}
     refusals = set(wrong.values())
     if answer not in set(TaskStatus):
         refusals.add(answer)
@@ -199,6 +222,7 @@ def changed_fields(record: TaskRecord | None, event: Event, status: str) -> dict
             return changes
         case CheckpointSaved():
             changes["checkpoint"] = event.value
+            changes |= questions_after(record, event)
         case ProgressReported():
             changes["progress"] = event.progress
         case _:
@@ -215,10 +239,14 @@ def _changed_otherwise(record: TaskRecord | None, event: Event) -> dict[str, Any
     match event:
         case CancelRequested():
             if record.cancel_requested_at_ms is None:
-                return {"cancel_requested_at_ms": event.at_ms}
+                kept = () if record.status is TaskStatus.STOPPED else record.questions
+                return {"cancel_requested_at_ms": event.at_ms, "questions": kept}
             return {"updated_at_ms": record.updated_at_ms}  # the first mark wins: nothing changes
         case Orphaned():
-            return {"error": "No live executor found; marked stopped"}
+            changes = {"error": "No live executor found; marked stopped"}
+            return changes | questions_after(record, event)
+        case QuestionAsked() | QuestionsWithdrawn() | QuestionAnswered():
+            return _changed_by_questions(record, event)
         case OutputAppended():
             return {"output_bytes": _end(record, event.offset, event.text)}
         case Finished():
@@ -227,8 +255,16 @@ def _changed_otherwise(record: TaskRecord | None, event: Event) -> dict[str, Any
             raise AssertionError(event)
 
 
+def _changed_by_questions(record: TaskRecord, event: Event) -> dict[str, Any]:
+    changes = questions_after(record, event)
+    if changes["questions"] == record.questions:
+        return {"updated_at_ms": record.updated_at_ms}
+    return changes
+
+
 def _changed_by_an_end(record: TaskRecord, event: Finished) -> dict[str, Any]:
     changes: dict[str, Any] = {"error": None, "result": None, "result_ref": None}
+    changes |= questions_after(record, event)
     changes["output_bytes"] = _end(record, event.output_offset, event.output)
     if event.progress is not None:
         changes["progress"] = event.progress

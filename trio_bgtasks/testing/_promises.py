@@ -21,6 +21,7 @@ from trio_bgtasks import (
 )
 
 from ._history import History, Run, TaskHistory
+from ._questioning import check_questions, left_open
 
 _MANY = 1 << 20
 
@@ -174,6 +175,8 @@ class _Check:
         self.cancel_is_final()
         self.terminal_stays()
         self.told_truth()
+        check_questions(self.task.questions, self.record, self.journal, self.broken)
+        self.nobody_is_asked_in_vain()
 
     def is_whose_it_is(self) -> None:
         if self.record.owner_thread_id != self.task.owner:
@@ -264,6 +267,15 @@ class _Check:
             self.broken(5, "an accepted cancel is not stored")
         if record.status not in (TaskStatus.RUNNING, TaskStatus.CANCELLED):
             self.broken(5, f"its cancel was accepted, and it is {record.status}")
+
+    def nobody_is_asked_in_vain(self) -> None:
+        """Promise 13: what is open is waited for, but where a run ends or a store fails."""
+        for run in self.task.runs:
+            sure = run.live and not (run.causes or run.questions.doubtful)
+            if sure and run.attempt == self.record.attempt and not self.task.cancels:
+                open_one = left_open(run.questions, self.record)
+                if open_one is not None:
+                    self.broken(13, open_one)
 
     def terminal_stays(self) -> None:
         before = self.task.ended_as

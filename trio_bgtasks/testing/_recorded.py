@@ -13,6 +13,7 @@ from trio_bgtasks import (
     BackgroundExecution,
     BackgroundTaskManager,
     CancelledTree,
+    InvalidAnswer,
     Refused,
     StartRequest,
     TaskResult,
@@ -21,6 +22,7 @@ from trio_bgtasks import (
 )
 
 from ._history import Body, History, Run, SpawnedBody, TaskHistory
+from ._questioning import Answer, reply_of
 
 
 class RecordedManager:
@@ -150,6 +152,36 @@ class RecordedManager:
         self._history.told(owner, summary)
         if summary.persistence_error is None:
             self._history.accepted(self._history.tasks[summary.task_id])
+
+    async def answer(
+        self, owner_thread_id: str, task_id: str, question_id: str, value: object
+    ) -> TaskSummary:
+        """See `BackgroundTaskManager.answer`."""
+        with self._answering(task_id, question_id, reply_of(value)):
+            summary = await self.unrecorded.answer(owner_thread_id, task_id, question_id, value)
+        self._history.told(owner_thread_id, summary)
+        return summary
+
+    async def decline(self, owner_thread_id: str, task_id: str, question_id: str) -> TaskSummary:
+        """See `BackgroundTaskManager.decline`."""
+        with self._answering(task_id, question_id, reply_of(None, declined=True)):
+            summary = await self.unrecorded.decline(owner_thread_id, task_id, question_id)
+        self._history.told(owner_thread_id, summary)
+        return summary
+
+    @contextmanager
+    def _answering(self, task_id: str, question_id: str, reply: str) -> Generator[None, None, None]:
+        """Note it, unless it is refused."""
+        task = self._history.tasks.get(task_id)
+        answers = [] if task is None else task.questions.answers
+        answer = Answer(question_id, reply, self._history.tick())
+        answers.append(answer)
+        try:
+            yield
+        except (Refused, InvalidAnswer):
+            answers.remove(answer)
+            raise
+        answer.accepted = self._history.tick()
 
     async def close_owner(self, owner_thread_id: str) -> None:
         """See `BackgroundTaskManager.close_owner`.

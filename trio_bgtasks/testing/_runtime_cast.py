@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import hypothesis.strategies as st
 
 from ._corruptible import CorruptibleStore
 from ._history import History, TaskHistory
-from ._runtime_world import Call, Host, Listener, Order, Work, World
+from ._runtime_parts import Call, Host, Listener, Order, Work
+from ._runtime_world import World
 from ._simulated import SimulationStore
 from ._trio_machine import TrioStateMachine
 
 T = TypeVar("T")
 
 OWNERS = ("ann", "bob")
+
+_WHOLE = {"type": "integer"}
+WORDS: list[tuple[str, dict[str, Any]]] = [  # the first two differ in their schema only
+    ("How many?", _WHOLE),
+    ("How many?", {"type": ["integer", "null"]}),
+    ("Which one?", _WHOLE),
+]
 
 few = st.integers(0, 2)
 owners = st.sampled_from(OWNERS)
@@ -52,6 +60,7 @@ class RuntimeCast(TrioStateMachine):
         self.world: World = World(self.run.nursery, self.make_store())
         self.history: History = self.world.history
         self.asked: int = 0  # starts, those that were refused too
+        self.answered: int = 0  # so often, each time otherwise
         self.doubtful: set[str] = set()  # they were stored, and nobody was told
         self.tried: dict[str, set[str]] = {owner: set() for owner in OWNERS}  # ids of others
         for _ in range(self.machines):
@@ -61,6 +70,11 @@ class RuntimeCast(TrioStateMachine):
         """Return the number of the next start."""
         self.asked += 1
         return self.asked - 1
+
+    def next_answer(self) -> int:
+        """Return an answer that nobody gave before."""
+        self.answered += 1
+        return self.answered
 
     # ---- what there is to choose from ------------------------------------------------------------
 
@@ -100,6 +114,11 @@ class RuntimeCast(TrioStateMachine):
         """Those of them that run in a scope of their caller's, and would notice its cancel."""
         scopes = self.world.spawned
         return [work for work in self.obeying if scopes.get(work.run.task.task_id) is not None]
+
+    @property
+    def asking(self) -> list[Work]:
+        """Those of them that wait for an answer."""
+        return [work for work in self.talking if work.waiting and not work.run.causes]
 
     @property
     def cancelled(self) -> list[TaskHistory]:

@@ -13,8 +13,8 @@ from trio_bgtasks import CorruptRecord, ParentCancelled, Refused, TaskNotStopped
 
 from ._history import TaskHistory
 from ._runtime_cast import RuntimeCast, few, newest, owners, some
+from ._runtime_parts import CLOSED_S, Host
 from ._runtime_stage import RuntimeStage
-from ._runtime_world import CLOSED_S, Host
 from ._trio_machine import in_trio
 
 

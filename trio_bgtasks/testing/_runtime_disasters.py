@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 
 import hypothesis.strategies as st
@@ -20,9 +21,9 @@ from trio_bgtasks import (
 
 from ._faulty import Fault
 from ._history import TaskHistory
-from ._runtime_cast import OWNERS, few, newest, orders, some
+from ._runtime_cast import OWNERS, WORDS, few, newest, orders, some
+from ._runtime_parts import TIDY_S, Host, Order
 from ._runtime_stage import RuntimeStage
-from ._runtime_world import TIDY_S, Host, Order
 from ._trio_machine import in_trio
 
 FAULTS: list[Fault] = ["before", "after", "hang", "hang after", "slow", "wait"]
@@ -32,6 +33,7 @@ CALLS = tuple(name for name in vars(TaskStore) if not name.startswith("_"))
 ACTIONS = [
     *("start", "spawn", "call", "resume", "cancel", "cancel a scope", "close owner"),
     *("take notices", "collect"),
+    *("ask", "ask", "leave", "answer"),
     *("save", "say", "succeed", "fail", "stop", "raise"),
 ]
 
@@ -240,11 +242,13 @@ class DisasterRules(RuntimeStage):
         """
         where, before, since = self.host(host), self.asked, self.history.tick()
         self.world.disturbed()
+        self.history.doubtful(where.name)
         where.simulated.store.break_down(*calls, fault=fault, first=first)
         async with trio.open_nursery() as nursery:
             for action in what:
                 nursery.start_soon(self.try_to, action, where, number)
             await trio.sleep(for_s)
+            self.history.doubtful(where.name)  # those that began meanwhile, too
             if end != "repair":
                 self.history.suspended(where.name, since=since)
                 await (self.world.crash if end == "crash" else self.leave)(where)
@@ -325,17 +329,34 @@ class DisasterRules(RuntimeStage):
             )
             await host.manager.start(request, self.world.body(host))
 
+    async def try_to_answer(self, host: Host, number: int) -> None:
+        """Answer or decline what a body asks, wherever that is."""
+        for task in [work.run.task for work in self.asking]:
+            summary = await host.manager.get(task.owner, task.task_id)
+            for question in () if summary is None else summary.questions:
+                about = task.owner, task.task_id, question.question_id
+                if number:
+                    await host.manager.answer(*about, self.next_answer())
+                else:
+                    await host.manager.decline(*about)
+
     async def try_to_work(self, action: str, host: Host, number: int) -> None:
-        """Let a body on that machine do something."""
+        """Let a body on that machine do something, or somebody answer there what bodies ask."""
         bodies = [work for work in self.obeying if work.host is host]
         if not bodies:
             return
         work = newest(bodies, number)
         match action:
+            case "answer":
+                await self.try_to_answer(host, number)
             case "save" if work.execution is not None:
                 await work.execution.save_checkpoint(number)
             case "say":
                 await self.world.speak(work)
+            case "ask" if work.execution is not None:
+                await self.world.ask(work, *WORDS[number], bound_s=math.inf)
+            case "leave":
+                work.leave()
             case "succeed" | "fail" | "stop" | "raise":
                 with suppress(trio.WouldBlock):  # it has its order
                     work.orders.send_nowait(action)

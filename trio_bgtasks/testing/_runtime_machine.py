@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from ._runtime_damage import DamageRules
 from ._runtime_disasters import DisasterRules
+from ._runtime_questions import QuestionRules
 from ._runtime_rules import EverydayRules
 
 
-class RuntimeMachine(EverydayRules, DisasterRules, DamageRules):
+class RuntimeMachine(EverydayRules, QuestionRules, DisasterRules, DamageRules):
     """Some machines on one store and some work to begin with; others come and go.
 
-    All twelve promises are checked after every step, from what the tools and callers themselves
+    All thirteen promises are checked after every step, from what the tools and callers themselves
     saw and from what is stored. A promise that is broken is an `AssertionError` that names it.
 
     Run ``RuntimeMachine.TestCase``, or subclass it: `make_store` returns the store that the

@@ -16,9 +16,10 @@ from trio_bgtasks import (
     UnknownTask,
 )
 
+from ._history import TaskHistory
 from ._runtime_cast import OWNERS, few, newest, orders, owners, some
+from ._runtime_parts import TIDY_S, Boom, Host, Manners, Order
 from ._runtime_stage import SETTLED_S, RuntimeStage
-from ._runtime_world import TIDY_S, Boom, Host, Manners, Order
 from ._trio_machine import in_trio
 
 manners: st.SearchStrategy[Manners] = st.sampled_from(
@@ -173,26 +174,28 @@ class EverydayRules(RuntimeStage):
             chosen.orders.send_nowait(order)
             await trio.testing.wait_all_tasks_blocked()
 
-    @rule(work=st.none() | few, manners=manners, late=st.booleans())
+    @rule(
+        work=st.none() | few,
+        manners=manners,
+        close=st.sampled_from(["no", "no", "before", "after"]),
+    )
     @in_trio
-    async def cancel_its_scope(
-        self,
-        work: int | None,
-        manners: Manners,
-        late: bool,  # noqa: FBT001
-    ) -> None:
+    async def cancel_its_scope(self, work: int | None, manners: Manners, close: str) -> None:
         """Whoever spawned a task cancels the scope that it was given: that is a cancel.
 
-        Late, when its owner is being closed, it is none any more.
+        It is none any more when its owner is being closed; a close after it takes nothing back.
         """
         if work is None or not self.scoped:
             await self.spawn_task(self.host(0), "bob", None, manners, trio.CancelScope())
         chosen = newest(self.scoped, work or 0)
         async with trio.open_nursery() as nursery:
-            if late:
+            if close == "before":
                 nursery.start_soon(self.end_owner, chosen.host, chosen.run.task.owner)
                 await trio.testing.wait_all_tasks_blocked()
             self.world.cancel_scope_of(chosen.run.task)
+            if close == "after":
+                await trio.testing.wait_all_tasks_blocked()
+                await self.end_owner(chosen.host, chosen.run.task.owner)
         await trio.testing.wait_all_tasks_blocked()
         goes_on = f"its scope was cancelled, and it goes on\n{chosen.run.task}"
         assert not chosen.waits, f"promise 5: {goes_on}"
@@ -338,11 +341,25 @@ class EverydayRules(RuntimeStage):
     @rule(host=few, work=few, order=st.sampled_from(["stop", "succeed"]))
     @in_trio
     async def end_and_collect(self, host: int, work: int, order: Order) -> None:
-        """Delete ended records just when one more has ended."""
+        """Delete ended records just when one more has ended, and somebody resumes it."""
         chosen = await self.one_of("obeying", work)
         chosen.orders.send_nowait(order)
         await trio.testing.wait_all_tasks_blocked()
-        await self.collect_ended(self.host(host), chosen.run.task.owner)
+        async with trio.open_nursery() as nursery:
+            if chosen.run.attempt == 1 and order == "succeed":
+                nursery.start_soon(self.resume_in_vain, self.host(host + 1), chosen.run.task)
+            await self.collect_ended(self.host(host), chosen.run.task.owner)
+
+    async def resume_in_vain(self, host: Host, task: TaskHistory) -> None:
+        """Resume what has ended, and may be gone."""
+        request = self.world.request(
+            task.task_id, task.owner, resume_attempt=1, supports_resume=task.resumable
+        )
+        try:
+            await host.manager.unrecorded.start(request, self.world.body(host))
+        except Refused:
+            return
+        raise AssertionError(f"promise 3: it had ended, and was resumed\n{task}")
 
     async def collect_ended(self, host: Host, owner: str) -> None:
         """Delete them; what may go on, and what is above something that runs, stays."""

@@ -17,6 +17,7 @@ from trio_bgtasks import (
     ManagerClosed,
     Orphaned,
     ParentCancelled,
+    QuestionAsked,
     Refused,
     StoreClosed,
     Success,
@@ -29,12 +30,14 @@ from trio_bgtasks import (
 
 from ._history import Run, TaskHistory
 from ._promises import check_history
+from ._questioning import Answer
 from ._runtime_cast import OWNERS, RuntimeCast, newest
-from ._runtime_world import CLOSED_S, Call, Host, Manners, Work
+from ._runtime_parts import CLOSED_S, Call, Host, Manners, Work
 from ._simulated import virtual_clock_ms
 from ._trio_machine import in_trio
 
 SETTLED_S = 60.0  # a lease, a sweep, and some
+POLLED_S = 3.0  # more than a poll
 
 
 class RuntimeStage(RuntimeCast):
@@ -300,8 +303,15 @@ class RuntimeStage(RuntimeCast):
     async def pass_time_by(self, seconds: float) -> None:
         """An accepted cancel ends what runs within a poll and a clean-up; who waits is told."""
         marked = [work.run for work in self.running if work.run.task.cancel_accepted is not None]
+        owed = {} if seconds < POLLED_S else {work: answers_owed(work) for work in self.asking}
         await trio.sleep(seconds)
         await trio.testing.wait_all_tasks_blocked()
+        for work, before in owed.items():
+            left = before & answers_owed(work) if work.run.live else set[Answer]()
+            late = ", ".join(sorted(answer.question_id for answer in left))
+            assert not late, (
+                f"promise 13: {late} was answered, and who asked waits\n{work.run.task}"
+            )
         for run in marked if seconds >= 20 else ():
             assert not run.live, f"promise 5: its cancel was accepted, it still runs\n{run.task}"
         for host in self.world.open_hosts() if seconds >= SETTLED_S else ():
@@ -347,6 +357,7 @@ class RuntimeStage(RuntimeCast):
         now, task_id = virtual_clock_ms(), run.task.task_id
         for executor_id in self.history.machines[run.machine]:
             late_events: list[Event] = [
+                QuestionAsked(now, executor_id, run.attempt, "late", {}),
                 CheckpointSaved(now, executor_id, run.attempt, "late"),
                 Finished(now, executor_id, run.attempt, Success("late")),
             ]
@@ -385,3 +396,9 @@ def may_be_resumed(record: TaskRecord) -> bool:
     """Tell whether a resume of this attempt has to win."""
     stopped = record.status is TaskStatus.STOPPED
     return stopped and record.supports_resume and not record.cancel_accepted
+
+
+def answers_owed(work: Work) -> set[Answer]:
+    """Return the accepted answers that the calls of a body have to be given, which wait."""
+    questions, run = work.run.task.questions, work.run.questions
+    return {answer for ask in run.waiting for answer in questions.owed(run, ask.words)}

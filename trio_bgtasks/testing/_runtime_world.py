@@ -1,12 +1,11 @@
-"""Machines on one store, and tools that follow orders: what `RuntimeMachine` plays with."""
+"""The world of `RuntimeMachine`: machines on one store, and tools that follow orders."""
 
 from __future__ import annotations
 
 import re
 from contextlib import suppress
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-import attrs
 import trio
 import trio.testing
 
@@ -14,6 +13,7 @@ from trio_bgtasks import (
     BackgroundExecution,
     Cancelled,
     Failed,
+    Refused,
     StartRequest,
     Stopped,
     Success,
@@ -25,80 +25,21 @@ from trio_bgtasks import (
 
 from ._history import Body, History, Run, TaskHistory
 from ._recorded import RecordedManager
+from ._runtime_parts import (
+    AWAKE_S,
+    CLOSED_S,
+    TIDY_S,
+    Asking,
+    Boom,
+    Call,
+    Host,
+    Listener,
+    Manners,
+    Order,
+    Waiter,
+    Work,
+)
 from ._simulated import SimulatedExecutor, SimulationStore
-
-Order: TypeAlias = Literal["succeed", "fail", "raise", "raise a group", "cancel itself", "stop"]
-Manners: TypeAlias = Literal["passes on", "tidies up", "succeeds", "fails", "raises"]
-
-TIDY_S = 3.0  # how long a body takes that tidies up when it is cancelled
-CLOSED_S = 1200.0  # when a manager, or an owner, has closed, whatever the tools and the store do
-AWAKE_S = 10.0  # when a machine that was suspended has tried everything again that went wrong
-
-
-class Boom(Exception):
-    """What a tool raises."""
-
-
-@attrs.define(eq=False)
-class Work:
-    """A body that was called: its run in the history, and how to give it orders while it waits."""
-
-    run: Run
-    host: Host
-    scope: trio.CancelScope
-    execution: BackgroundExecution | None  # None: it was spawned, and has a scope only
-    orders: trio.MemorySendChannel[Order]
-    waits: bool = True
-
-
-@attrs.define(eq=False)
-class Call:
-    """A foreground call under way, or answered."""
-
-    task_id: str
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    answer: TaskResult | Exception | None = None
-    over: bool = False
-
-
-@attrs.define(eq=False)
-class Waiter:
-    """Somebody who waits for the end of a task."""
-
-    task: TaskHistory
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    over: bool = False
-
-
-@attrs.define(eq=False)
-class Listener:
-    """A subscription to an owner, and what was heard."""
-
-    owner: str
-    machine: str
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    heard: set[str] = attrs.field(factory=set[str])
-
-
-@attrs.define(eq=False)
-class Host:
-    """A machine, the callers on it, and what they wait for.
-
-    Its name is that in the history, where a machine that was restarted is another one.
-    """
-
-    name: str
-    simulated: SimulatedExecutor
-    manager: RecordedManager
-    calls: list[Call] = attrs.field(factory=list[Call])
-    listeners: list[Listener] = attrs.field(factory=list[Listener])
-    waits: list[Waiter] = attrs.field(factory=list[Waiter])
-    left: bool = False  # was it shut down?
-
-    @property
-    def state(self) -> str:
-        """See `SimulatedExecutor.state`."""
-        return self.simulated.state
 
 
 class World:
@@ -255,9 +196,17 @@ class World:
         work = Work(run, host, scope, execution, orders)
         self.work.append(work)
         try:
+            return await self._follow(work, inbox)
+        finally:
+            work.leave()
+
+    async def _follow(self, work: Work, inbox: trio.MemoryReceiveChannel[Order]) -> TaskResult:
+        run = work.run
+        try:
             order = await inbox.receive()
         except trio.Cancelled:  # noqa: ASYNC103 - that is what some tools do
             work.waits = False
+            work.leave()
             if run.lost is not None:
                 raise  # it was over before it could see this
             await self._tidy_up(work)  # noqa: ASYNC102 - shielded there
@@ -266,6 +215,9 @@ class World:
                 raise
             return answer  # noqa: ASYNC104
         work.waits = False
+        work.leave()
+        for asking in work.waiting:
+            await asking.over.wait()
         return _obey(order, run)
 
     async def _tidy_up(self, work: Work) -> None:
@@ -292,6 +244,26 @@ class World:
             await work.execution.write_output(f"<{work.run.attempt}.{len(work.run.said)}é>")
             if progress is not None:
                 await work.execution.report_progress(progress)
+
+    async def ask(self, work: Work, message: str, schema: dict[str, Any], bound_s: float) -> Asking:
+        """Let a body ask, in a task of its own, for so long; return once that is under way."""
+        assert work.execution is not None
+        ask, asking = work.execution.ask, Asking()
+        work.asking.append(asking)
+
+        async def wait() -> None:
+            with asking.scope, trio.move_on_after(bound_s):
+                try:
+                    await ask(message, schema)
+                except Refused as refusal:
+                    asking.refusal = refusal
+                except (TaskError, ConnectionError):
+                    pass  # it was declined, or could not be stored
+            asking.over.set()
+
+        self.nursery.start_soon(wait, name=f"question of {work.run.task.task_id}")
+        await trio.testing.wait_all_tasks_blocked()
+        return asking
 
     # ---- what callers do ----------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ from trio_bgtasks import (
 )
 
 from ._lifecycle_log import shown
-from ._lifecycle_machine import Apply
+from ._lifecycle_stage import Apply
 
 Health = Literal["alive", "stalled", "dead"]
 

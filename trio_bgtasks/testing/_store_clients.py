@@ -19,8 +19,9 @@ from ._faulty import Fault, FaultyStore
 from ._store_calls import MANY, Apply, Call, Collect, Unsaid, brief, spoil
 from ._store_model import StoreModel
 from ._store_reads import Disagreement, Read, look
+from ._store_scene import Scene, Wish
 from ._store_view import broken
-from ._store_wishes import PLAIN, Fate, Scene, Wish, fates, wishes
+from ._store_wishes import PLAIN, Fate, fates, wishes
 from ._trio_machine import TrioStateMachine
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -18,19 +18,22 @@ from trio_bgtasks import (
     Event,
     Finished,
     InvalidValue,
+    QuestionAnswered,
+    QuestionAsked,
     Registered,
     Stopped,
     Success,
 )
 
+from . import _store_questions as question
 from . import _store_view as view
 from . import _store_wishes as wish
 from ._store_calls import Apply, brief
 from ._store_clients import CLIENTS, REQUESTS, STEPS, Made, Request
 from ._store_disasters import StoreDisasters
 from ._store_readers import StoreReaders
+from ._store_scene import Wish
 from ._store_view import broken
-from ._store_wishes import Wish
 from ._trio_machine import in_trio
 
 
@@ -121,6 +124,31 @@ class TaskStoreMachine(StoreReaders, StoreDisasters):
         await self._alone(attrs.evolve(forget, owner="ann"))
 
     @rule(
+        asks=st.lists(question.inquiries, min_size=1, max_size=2),
+        replies=st.lists(st.tuples(question.replies, CLIENTS), min_size=1, max_size=3),
+        beside=wish.ends | wish.pieces | question.inquiries,
+        again=question.inquiries,
+    )
+    @in_trio
+    async def answer_at_once(
+        self,
+        asks: list[question.Inquiry],
+        replies: list[tuple[question.Reply, int]],
+        beside: wish.End | wish.Write | question.Inquiry,
+        again: question.Inquiry,
+    ) -> None:
+        """A new task asks, several clients answer, while it goes on or ends; it is resumed."""
+        await self._alone(wish.PLAIN)
+        for ask in asks:
+            await self._alone(attrs.evolve(ask, task=0, late=0, what="ask", who="its own"))
+        calls = [Request(attrs.evolve(reply, task=0), client) for reply, client in replies]
+        calls.append(Request(attrs.evolve(beside, task=0, late=0, who="its own"), 0))
+        await self._together([self._made(call) for call in calls])
+        resume = wish.Resume(0, 0, "its own", stranger=False, value={})
+        for then in (resume, attrs.evolve(again, task=0, late=0, who="its own")):
+            await self._alone(then)
+
+    @rule(
         client=CLIENTS,
         pieces=st.lists(wish.pieces, min_size=1, max_size=4),
         offset=st.integers(-90, 90),
@@ -171,6 +199,11 @@ class TaskStoreMachine(StoreReaders, StoreDisasters):
             if self._model.executors.get(writer[1]) == "alive" and not self._model.corrupt:
                 bad.append((record.task_id, CheckpointSaved(*writer, value)))
                 bad.append((record.task_id, Finished(*writer, Success([value]))))
+                asked = QuestionAsked(*writer, "?", {"const": value})
+                bad.append((record.task_id, asked))
+                for question in record.open_questions:
+                    answered = QuestionAnswered(now, question.question_id, [value])
+                    bad.append((record.task_id, answered))
         for task_id, event in bad:
             try:
                 answer = await client.store.apply(task_id, event)

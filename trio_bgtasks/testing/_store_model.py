@@ -23,6 +23,7 @@ from trio_bgtasks import (
     Orphaned,
     OutputAppended,
     QuestionAnswered,
+    QuestionAsked,
     Registered,
     TaskRecord,
     TaskStatus,
@@ -121,7 +122,7 @@ class StoreModel:
         self.records[task_id] = after
         if isinstance(event, Registered) and event.idempotency_key is not None:
             self.keys[event.owner_thread_id, event.idempotency_key] = task_id
-        self._write_journal(event, after)
+        self._write_journal(before, event, after)
         self._append_output(task_id, event)
         self._announce(event, after)
         return after
@@ -140,7 +141,7 @@ class StoreModel:
             parent_cancelled=parent is not None and parent.cancel_accepted,
         )
 
-    def _write_journal(self, event: Event, after: TaskRecord) -> None:
+    def _write_journal(self, before: TaskRecord | None, event: Event, after: TaskRecord) -> None:
         match event:
             case Registered(at_ms, executor_id):
                 entry = JournalEntry(at_ms, "registered", 1, after.status, executor_id)
@@ -157,6 +158,18 @@ class StoreModel:
                 entry = JournalEntry(
                     at_ms, kind, after.attempt, after.status, executor_id, after.error
                 )
+            case QuestionAsked(at_ms, executor_id):
+                if before is None or after.questions_asked == before.questions_asked:
+                    return  # it repeats one
+                new = f"q{after.questions_asked}"
+                entry = JournalEntry(
+                    at_ms, "question_asked", after.attempt, after.status, executor_id, new
+                )
+            case QuestionAnswered(at_ms, question_id):
+                reply: Literal["question_declined", "question_answered"] = (
+                    "question_declined" if event.declined else "question_answered"
+                )
+                entry = JournalEntry(at_ms, reply, after.attempt, after.status, None, question_id)
             case _:
                 return
         self.journal[after.task_id] = (*self.journal.get(after.task_id, ()), entry)

@@ -17,8 +17,8 @@ from . import _store_wishes as wish
 from ._store_calls import MANY, OWNERS, lines, spoil
 from ._store_clients import Made, Request, StoreClients
 from ._store_reads import read_through
+from ._store_scene import Wish
 from ._store_view import broken
-from ._store_wishes import Wish
 from ._trio_machine import in_trio
 
 

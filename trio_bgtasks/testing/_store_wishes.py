@@ -7,7 +7,7 @@ examples are.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import attrs
 import hypothesis.strategies as st
@@ -34,17 +34,12 @@ from trio_bgtasks import (
 )
 
 from ._store_calls import KEEP_BYTES, MANY, OWNERS, Acknowledge, Apply, Call, Collect
-from ._store_model import StoreModel
+from ._store_questions import inquiries, replies
 from ._store_reads import Read, Reading
+from ._store_scene import VALUES, Scene, Who, Wish, attempt_of, lates, mostly, tasks, values, whose
 
 KEYS = ("key", "KEY")
 
-# JSON that encodings like to change.
-VALUES: tuple[dict[str, Any], ...] = (
-    {},
-    {"text": 'ünï "quoted" \\ 🎈 \n\t', "": [[], {}, [None, True, False]]},
-    {"numbers": [0, -1, 2**63 - 1, -(2**63), 0.1, 1e300, -0.0, 5e-324, 1.0]},
-)
 NOT_JSON: tuple[Any, ...] = (float("nan"), float("inf"), {1: 2}, {1, 2}, "\ud800", "\0", 2**63)
 OUTCOMES: tuple[TaskResult, ...] = (
     Success(),
@@ -61,39 +56,7 @@ _TEXT = "aé€🎈\n" * 200
 _BYTES = _TEXT.encode()
 
 
-Who: TypeAlias = Literal["its own", "mine", "a fenced one"]
 Fate: TypeAlias = Literal["answered", "cancelled", "fails before", "answer lost", "killed"]
-
-
-@attrs.frozen
-class Scene:
-    """What a wish is made a call of: the model, the caller's own executor, and the time."""
-
-    model: StoreModel
-    me: str
-    now_ms: int
-
-    def task(self, number: int) -> tuple[str, TaskRecord | None]:
-        """Return a task that is there, counted from the newest one, if there is any."""
-        ids = list(self.model.records)
-        task_id = ids[-1 - number % len(ids)] if ids else "t0"
-        return task_id, self.model.records.get(task_id)
-
-    def executor(self, record: TaskRecord | None, who: Who) -> str:
-        """Return the executor that writes; one that may be found dead at any time does not."""
-        lives = self.model.executors
-        if who == "a fenced one":
-            return next((n for n in reversed(lives) if lives[n] == "fenced"), "nobody")
-        own = None if record is None else record.executor_id
-        return own if who == "its own" and own is not None and lives[own] != "dead" else self.me
-
-
-class Wish(Protocol):
-    """What a client would like to do."""
-
-    def call(self, scene: Scene, /) -> Call:
-        """Make a call of it."""
-        ...
 
 
 @attrs.frozen
@@ -152,7 +115,7 @@ class End:
             Finished(
                 scene.now_ms,
                 scene.executor(record, self.who),
-                _attempt(record, self.late),
+                attempt_of(record, self.late),
                 self.outcome,
                 cancel_requested_at_ms=scene.now_ms if self.marked else None,
                 output_offset=offset,
@@ -178,11 +141,13 @@ class Write:
     def call(self, scene: Scene, /) -> Call:
         """See `Wish.call`."""
         task_id, record = scene.task(self.task)
-        writer = scene.now_ms, scene.executor(record, self.who), _attempt(record, self.late)
+        writer = scene.now_ms, scene.executor(record, self.who), attempt_of(record, self.late)
         event: Event
         match self.what:
             case "checkpoint":
-                event = CheckpointSaved(*writer, self.value)
+                there = () if record is None or self.skew else record.questions
+                used = tuple(q.question_id for q in there if q.state != "open")
+                event = CheckpointSaved(*writer, self.value, used)
             case "progress":
                 event = ProgressReported(*writer, Progress(self.length, 20.5, "ünder way"))
             case "output":  # pragma: no branch (it is one of these)
@@ -223,7 +188,7 @@ class Resume:
                 scene.me if self.who == "its own" else scene.executor(record, self.who),
                 owner,
                 "" if record is None else record.task_type,
-                _attempt(record, self.late),
+                attempt_of(record, self.late),
                 self.value,
             ),
         )
@@ -239,7 +204,7 @@ class Claim:
     def call(self, scene: Scene, /) -> Call:
         """See `Wish.call`."""
         task_id, record = scene.task(self.task)
-        attempt = _attempt(record, 0)
+        attempt = attempt_of(record, 0)
         return Apply(task_id, Orphaned(scene.now_ms, scene.executor(record, self.who), attempt))
 
 
@@ -303,10 +268,6 @@ class Ask:
         return Read(what, about)
 
 
-def _attempt(record: TaskRecord | None, late: int) -> int:
-    return (1 if record is None else record.attempt) - late
-
-
 def _piece(record: TaskRecord | None, skew: int, length: int) -> tuple[int, str]:
     """Return (offset, text): ``skew`` characters after the end of the output, before it if < 0."""
     end = 0 if record is None else record.output_bytes
@@ -314,91 +275,85 @@ def _piece(record: TaskRecord | None, skew: int, length: int) -> tuple[int, str]
     return len(_TEXT[:start].encode()), _TEXT[start : start + length]
 
 
-def _mostly(usual: Any, *others: Any, times: int = 4) -> st.SearchStrategy[Any]:
-    """Draw ``usual`` ``times`` as often as the others together."""
-    return st.sampled_from([usual] * times * len(others) + list(others))
-
-
 PLAIN = Start("ann", True, None, None, {}, None, True, "its own")  # noqa: FBT003
 
-_tasks = st.integers(0, 5)
 _owners = st.sampled_from(OWNERS)
-_values = st.sampled_from(VALUES)
-_late = _mostly(0, 1, -1)
-_who = _mostly("its own", "mine", "a fenced one")
-_skews = _mostly(0, -3, 2, times=1)
-_usually = _mostly(*(True, False))
-_rarely = _mostly(*(False, True))
+_skews = mostly(0, -3, 2, times=1)
+_usually = mostly(*(True, False))
+_rarely = mostly(*(False, True))
 
 starts = st.builds(
     Start,
     owner=_owners,
     resumable=_usually,
-    parent=st.none() | _tasks,
-    key=_mostly(None, *KEYS, times=2),
-    value=_values,
-    again=_mostly(None, 0, 1, 2),
+    parent=st.none() | tasks,
+    key=mostly(None, *KEYS, times=2),
+    value=values,
+    again=mostly(None, 0, 1, 2),
     background=st.booleans(),
-    who=_who,
+    who=whose,
 )
 ends = st.builds(
     End,
-    task=_tasks,
+    task=tasks,
     outcome=st.sampled_from(OUTCOMES),
-    late=_late,
-    who=_who,
+    late=lates,
+    who=whose,
     announce=_usually,
     marked=_rarely,
     skew=_skews,
 )
 writes = st.builds(
     Write,
-    task=_tasks,
+    task=tasks,
     what=st.sampled_from(["output", "checkpoint", "progress"]),
-    late=_late,
-    who=_who,
-    value=_values,
+    late=lates,
+    who=whose,
+    value=values,
     skew=_skews,
     length=st.integers(0, 40),
 )
 pieces = st.builds(
     Write,
     task=st.just(0),
-    what=_mostly("output", "checkpoint", "progress", times=1),
-    late=_late,
-    who=_who,
-    value=_values,
+    what=mostly("output", "checkpoint", "progress", times=1),
+    late=lates,
+    who=whose,
+    value=values,
     skew=_skews,
     length=st.integers(0, 40),
 )
-cancels = st.builds(Cancel, task=_tasks)
+cancels = st.builds(Cancel, task=tasks)
 resumes = st.builds(
     Resume,
-    task=_tasks,
-    late=_late,
-    who=_who,
+    task=tasks,
+    late=lates,
+    who=whose,
     stranger=_rarely,
-    value=_values,
+    value=values,
 )
-claims = st.builds(Claim, task=_tasks, who=_who)
-acknowledgements = st.builds(Forget, owner=_owners, picks=st.lists(_tasks, max_size=3).map(tuple))
+claims = st.builds(Claim, task=tasks, who=whose)
+acknowledgements = st.builds(Forget, owner=_owners, picks=st.lists(tasks, max_size=3).map(tuple))
 collections = st.builds(
     Clear,
     owner=st.none() | _owners,
-    older_ms=_mostly(0, 1, 3),
-    limit=_mostly(MANY, 1, 2),
+    older_ms=mostly(0, 1, 3),
+    limit=mostly(MANY, 1, 2),
 )
 reads = st.builds(
     Ask,
     what=st.sampled_from(get_args(Reading)),
-    task=_mostly(0, 1, 2, 3, times=1),
+    task=mostly(0, 1, 2, 3, times=1),
     owner=_owners,
     key=st.sampled_from(KEYS),
 )
-events: st.SearchStrategy[Wish] = st.one_of(starts, ends, writes, cancels, resumes, claims)
-wishes: st.SearchStrategy[Wish] = st.one_of(
-    starts, starts, ends, ends, writes, cancels, resumes, claims, acknowledgements, collections
+events: st.SearchStrategy[Wish] = st.one_of(
+    starts, ends, writes, cancels, resumes, claims, inquiries, replies
 )
-fates: st.SearchStrategy[Fate] = _mostly(
+wishes: st.SearchStrategy[Wish] = st.one_of(
+    *(starts, starts, ends, ends, writes, cancels, resumes, claims),
+    *(inquiries, replies, acknowledgements, collections),
+)
+fates: st.SearchStrategy[Fate] = mostly(
     "answered", "cancelled", "cancelled", "answer lost", "fails before", times=1
 )

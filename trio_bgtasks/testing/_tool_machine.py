@@ -18,17 +18,23 @@ from hypothesis.stateful import precondition, rule
 from trio_bgtasks import (
     RUN_IN_BACKGROUND_PARAM,
     BackgroundExecutable,
+    InvalidAnswer,
     InvalidArguments,
+    Question,
+    TaskError,
     TaskNotRunning,
+    TaskRecord,
     TaskResult,
     TaskStatus,
     ToolError,
 )
 
+from ._arguments import answers
 from ._arguments import arguments as strategy_for
 from ._processes import MARK, Marked
+from ._questioning import Words, words_of
 from ._tool_calls import HOWS, OWNER, Call, How, Process, Task, outcome_of
-from ._tool_watch import SPINS, Attempt, NotingStore, watched
+from ._tool_watch import OURS, SPINS, Attempt, NotingStore, watched
 from ._trio_machine import TrioStateMachine, in_trio
 from ._trio_run import NO_TIME_S
 
@@ -78,8 +84,10 @@ class BackgroundToolMachine(TrioStateMachine):
     The clock is virtual. A tool that waits for processes or threads needs the real one:
     ``virtual_time = False``. Crashes are left out then: a simulated one ends the body by a
     cancellation, so its clean-up would end the processes that a killed runtime leaves to others.
-    What the tool does outside (files, requests) has to be faked by `make_tool`; it is called once
-    for each simulated process. A process that clears its environment is not found.
+    A tool that asks is answered at once, by `answer`; within an example the same question always
+    has the same answer. What the tool does outside (files, requests) has to be faked by
+    `make_tool`; it is called once for each simulated process. A process that clears its environment
+    is not found.
 
     Raises:
         AssertionError: the tool breaks one of these promises; the text says which, and at which
@@ -122,6 +130,14 @@ class BackgroundToolMachine(TrioStateMachine):
         """
         return expected == seen
 
+    def answer(self, question: Question) -> Any:
+        """Return the answer to a question of the tool; one that its schema allows by default.
+
+        To be overridden for a tool that wants more of an answer than its schema says. It is called
+        once for all questions of the same words and schema in an example.
+        """
+        return self._data.draw(answers(question.schema), label=f"answer to {question.message!r}")
+
     # ---- the steps ----------------------------------------------------------------------------
 
     async def set_up(self) -> None:
@@ -131,7 +147,8 @@ class BackgroundToolMachine(TrioStateMachine):
         self._marked = Marked(uuid.uuid4().hex)
         os.environ[MARK] = self._marked.mark
         self._failed = False
-        self._store = NotingStore()
+        self._store = NotingStore(self._is_asked)
+        self._answers: dict[Words, Any] = {}
         self._process: Process | None = None
         self._attempt = Attempt()
         self._task: Task | None = None  # the one that is interrupted again and again
@@ -148,6 +165,7 @@ class BackgroundToolMachine(TrioStateMachine):
         """See what the tool does when nothing gets in its way."""
         drawn = arguments_of(self.make_tool()) if self.arguments is None else self.arguments
         self._arguments = data.draw(drawn, label="arguments")
+        self._data = data
         task = Task()
         await self._run_to_its_end(task)
         self._steps, self._checkpoints = task.steps, task.saved
@@ -310,6 +328,28 @@ class BackgroundToolMachine(TrioStateMachine):
             tool = watched(self.make_tool(), lambda: self._attempt)
             await self.run.nursery.start(self._process.live, tool)
         return self._process
+
+    # ---- what it asks -------------------------------------------------------------------------
+
+    def _is_asked(self, record: TaskRecord) -> None:
+        # By its name no task of the tool, which is about to wait for it.
+        self.run.nursery.start_soon(self._answer, record, name=f"{OURS}: answer by the machine")
+
+    async def _answer(self, record: TaskRecord) -> None:
+        process = self._process
+        if process is None:
+            return  # it has crashed, and who asked with it
+        for question in record.open_questions:
+            words = words_of(question.message, question.schema)
+            if words not in self._answers:
+                self._answers[words] = self.answer(question)
+            about = OWNER, record.task_id, question.question_id
+            try:
+                await process.manager.answer(*about, copy.deepcopy(self._answers[words]))
+            except InvalidAnswer:
+                raise
+            except TaskError:
+                pass  # it was answered, or interrupted, meanwhile
 
     # ---- what is checked of it ----------------------------------------------------------------
 

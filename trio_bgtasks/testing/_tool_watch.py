@@ -18,6 +18,7 @@ from trio_bgtasks import (
     CheckpointSaved,
     Event,
     MemoryTaskStore,
+    QuestionAsked,
     Success,
     TaskRecord,
     ToolResult,
@@ -39,16 +40,19 @@ SPINS = 5000
 
 
 class NotingStore(MemoryTaskStore):
-    """Tells which checkpoints were saved, each as soon as it is."""
+    """Tells which checkpoints were saved, and ``asked`` of which task a question, at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, asked: Callable[[TaskRecord], None]) -> None:
         super().__init__()
+        self._asked = asked
         self.saved: list[Any] = []
 
     async def apply(self, task_id: str, event: Event) -> TaskRecord:
         after = await super().apply(task_id, event)
         if isinstance(event, CheckpointSaved):
             self.saved.append(after.checkpoint)
+        elif isinstance(event, QuestionAsked):
+            self._asked(after)
         return after
 
 

@@ -28,6 +28,10 @@ from trio_bgtasks import (
     OutputAppended,
     Progress,
     ProgressReported,
+    Question,
+    QuestionAnswered,
+    QuestionAsked,
+    QuestionsWithdrawn,
     Registered,
     Stopped,
     Success,
@@ -38,18 +42,20 @@ from trio_bgtasks import (
     apply,
 )
 
-from ._arguments import arguments
+from ._arguments import answers, arguments
 from ._json_values import json_objects, json_values, texts
 from ._model import STATES as _EVERY_STATE
 
 __all__ = [
     "STATES",
+    "answers",
     "arguments",
     "events",
     "json_objects",
     "json_values",
     "outcomes",
     "progress",
+    "questions",
     "records",
     "result_refs",
     "task_ids",
@@ -61,6 +67,7 @@ STATES = _EVERY_STATE[1:]
 
 _LIVE, _GONE = "ex_live", "ex_gone"
 _EXECUTORS = (_LIVE, "ex_other")
+_any = st.booleans()
 _times = st.integers(0, 1 << 53)
 _numbers = st.integers(-(1 << 53), 1 << 53) | st.floats(allow_nan=False, allow_infinity=False)
 # One thing is wrong at a time, and mostly nothing is.
@@ -107,6 +114,28 @@ def outcomes() -> SearchStrategy[TaskResult]:
     return st.one_of(_successes, _failures, st.just(Cancelled()), _stopped)
 
 
+# So few that a question is repeated now and then.
+_MESSAGES = st.sampled_from(["Sure?", "Whose?", "Wie viele, € ?"])
+_SCHEMAS: SearchStrategy[dict[str, Any]] = st.sampled_from(
+    [
+        {},
+        {"type": "boolean"},
+        {"enum": ["mine", "yours", None]},
+        {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]},
+    ]
+)
+
+
+@st.composite
+def questions(draw: st.DrawFn) -> Question:
+    """Return questions of a task: open, answered as their schema wants it, or declined."""
+    number, schema = draw(st.integers(1, 9)), draw(_SCHEMAS)
+    question = Question(f"q{number}", draw(_MESSAGES), schema, draw(_times))
+    declined = attrs.evolve(question, state="declined")
+    without = draw(st.sampled_from([question, declined, None]))
+    return without or attrs.evolve(question, state="answered", answer=draw(answers(schema)))
+
+
 # ---- events --------------------------------------------------------------------------------------
 
 
@@ -117,8 +146,9 @@ def events(
     """Return events of every kind that may reach this record, or a store that has none (None).
 
     Mostly nothing is wrong with one but, perhaps, that the record is in no state for it. Else it is
-    one thing: the executor, the attempt (too low or too high), the owner or the task type. An
-    `Orphaned` names the record's executor, whether that is dead or not: that is for the facts.
+    one thing: the executor, the attempt (too low or too high), the owner, the task type or the
+    question that is answered. An `Orphaned` names the record's executor, whether that is dead or
+    not: that is for the facts.
 
     Args:
         draw: is Hypothesis' own.
@@ -155,6 +185,8 @@ def _drawn(
         fields["executor_id"] = record.executor_id
     else:
         fields["executor_id"] = draw(st.sampled_from(executors))
+    if kind in _ABOUT_QUESTIONS and record is not None:
+        fields |= _about_questions(draw, kind, record, right=wrong is None)
     match wrong:
         case "executor":
             fields["executor_id"] = _GONE
@@ -167,6 +199,24 @@ def _drawn(
         case _:
             pass
     return kind(**{name: value for name, value in fields.items() if name in _FIELDS[kind]})
+
+
+def _about_questions(
+    draw: st.DrawFn, kind: type[Any], record: TaskRecord, *, right: bool
+) -> dict[str, Any]:
+    """Draw who waits for which of the record's questions, or which one is answered."""
+    if kind is QuestionAnswered:
+        there = record.open_questions if right else ()
+        if not there:
+            return {"question_id": draw(st.sampled_from(["q1", "q2"]))}
+        question = draw(st.sampled_from(there))
+        declined = draw(_any)
+        answer = None if declined else draw(answers(question.schema))
+        return {"question_id": question.question_id, "answer": answer, "declined": declined}
+    held = [question for question in record.questions if draw(_any)]
+    delivered = [q.question_id for q in held if q.state != "open" and draw(_any)]
+    waiting = [q.question_id for q in held if q.question_id not in delivered]
+    return {"waiting": tuple(waiting), "delivered": tuple(delivered)}
 
 
 _RUN: dict[str, SearchStrategy[Any]] = {"at_ms": _times, "attempt": st.just(1)}
@@ -199,10 +249,14 @@ _PARTS: dict[type[Any], dict[str, SearchStrategy[Any]]] = {
     CheckpointSaved: {**_RUN, "value": json_values()},
     ProgressReported: {**_RUN, "progress": progress()},
     OutputAppended: {**_RUN, "offset": st.integers(0, 8), "text": texts()},
+    QuestionAsked: {**_RUN, "message": _MESSAGES, "schema": _SCHEMAS},
+    QuestionsWithdrawn: _RUN,
+    QuestionAnswered: {"at_ms": _times, "question_id": st.just("q1")},
     Orphaned: _RUN,
     AttemptStarted: {**_START, "expected_attempt": st.just(1)},
 }
 _KINDS: list[type[Any]] = list(_PARTS)
+_ABOUT_QUESTIONS = (CheckpointSaved, QuestionAsked, QuestionsWithdrawn, QuestionAnswered)
 _FIELDS = {kind: {field.name for field in attrs.fields(kind)} for kind in _KINDS}
 
 
@@ -265,10 +319,15 @@ _WAYS: dict[str, list[_Way]] = {
 
 def _worked(draw: st.DrawFn, record: TaskRecord) -> TaskRecord:
     """Return a running record after some writes of its attempt."""
-    writes = st.sampled_from([CheckpointSaved, ProgressReported, OutputAppended])
-    for kind in draw(st.lists(writes, max_size=3)):
+    for kind in draw(st.lists(_WRITES, max_size=3)):
         record = _told(draw, record, kind)
+        if draw(_any) and record.open_questions:
+            record = _told(draw, record, draw(_REPLIES))
     return record
+
+
+_WRITES = st.sampled_from([CheckpointSaved, ProgressReported, OutputAppended, QuestionAsked])
+_REPLIES = st.sampled_from([QuestionAnswered, QuestionAnswered, QuestionsWithdrawn])
 
 
 def _told(draw: st.DrawFn, record: TaskRecord, step: type[Any] | str) -> TaskRecord:
@@ -295,6 +354,7 @@ def _register() -> None:
     st.register_type_strategy(TaskRecord, records())
     st.register_type_strategy(TaskSummary, st.builds(TaskRecord.summary, records()))
     st.register_type_strategy(Progress, progress())
+    st.register_type_strategy(Question, questions())
     st.register_type_strategy(Success, _successes)
     st.register_type_strategy(Failed, _failures)
     st.register_type_strategy(Stopped, _stopped)

@@ -7,10 +7,14 @@ import attrs
 from trio_bgtasks import (
     AttemptStarted,
     CancelRequested,
+    CheckpointSaved,
     Event,
     Facts,
     Finished,
     Orphaned,
+    QuestionAnswered,
+    QuestionAsked,
+    QuestionsWithdrawn,
     Refused,
     Registered,
     Success,
@@ -21,7 +25,7 @@ from trio_bgtasks import (
     apply,
 )
 from trio_bgtasks.testing import LifecycleMachine, LifecycleStep
-from trio_bgtasks.testing._lifecycle_machine import Apply
+from trio_bgtasks.testing._lifecycle_stage import Apply
 
 
 def late_end_is_taken(
@@ -232,6 +236,93 @@ def checkpoint_is_lost_in_a_resume(
     return attrs.evolve(after, checkpoint=None) if isinstance(what, AttemptStarted) else after
 
 
+def answer_is_taken_twice(
+    task_id: str, record: TaskRecord | None, what: Event, facts: Facts
+) -> TaskRecord:
+    """Whether a question is open is not looked at: the last answer wins."""
+    if isinstance(what, QuestionAnswered) and record is not None:
+        opened = tuple(attrs.evolve(q, state="open", answer=None) for q in record.questions)
+        after = apply(task_id, attrs.evolve(record, questions=opened), what, facts)
+        new = after.question(what.question_id)
+        questions = tuple(
+            new if new is not None and q.question_id == what.question_id else q
+            for q in record.questions
+        )
+        return attrs.evolve(after, questions=questions)
+    return apply(task_id, record, what, facts)
+
+
+def cancelled_task_is_answered(
+    task_id: str, record: TaskRecord | None, what: Event, facts: Facts
+) -> TaskRecord:
+    """A question is answered although the cancel of its task was accepted."""
+    if isinstance(what, QuestionAnswered) and record is not None:
+        mark = record.cancel_requested_at_ms
+        after = apply(task_id, attrs.evolve(record, cancel_requested_at_ms=None), what, facts)
+        return attrs.evolve(after, cancel_requested_at_ms=mark)
+    return apply(task_id, record, what, facts)
+
+
+def crash_takes_the_answers(
+    task_id: str, record: TaskRecord | None, what: Event, facts: Facts
+) -> TaskRecord:
+    """An orphan loses what was answered."""
+    after = apply(task_id, record, what, facts)
+    return attrs.evolve(after, questions=()) if isinstance(what, Orphaned) else after
+
+
+def question_id_is_used_again(
+    task_id: str, record: TaskRecord | None, what: Event, facts: Facts
+) -> TaskRecord:
+    """A question that was withdrawn is not counted."""
+    after = apply(task_id, record, what, facts)
+    if isinstance(what, QuestionsWithdrawn):
+        last = max((int(q.question_id[1:]) for q in after.questions), default=0)
+        return attrs.evolve(after, questions_asked=last)
+    return after
+
+
+def used_answers_are_given_again(
+    task_id: str, record: TaskRecord | None, what: Event, facts: Facts
+) -> TaskRecord:
+    """A checkpoint leaves the answers that the body had before it."""
+    if isinstance(what, CheckpointSaved):
+        what = attrs.evolve(what, delivered=())
+    return apply(task_id, record, what, facts)
+
+
+def question_is_compared_as_python_does(
+    task_id: str, record: TaskRecord | None, what: Event, facts: Facts
+) -> TaskRecord:
+    """Whoever asks for 1 is given what was answered to true."""
+    if isinstance(what, QuestionAsked) and record is not None:
+        for question in record.questions:
+            if question.message == what.message and question.schema == what.schema:
+                what = attrs.evolve(what, schema=question.schema)
+                break
+    return apply(task_id, record, what, facts)
+
+
+def answered_is_asked_again(
+    task_id: str, record: TaskRecord | None, what: Event, facts: Facts
+) -> TaskRecord:
+    """Nobody looks whether what is asked was answered before."""
+    if isinstance(what, QuestionAsked) and record is not None:
+        had = [q.question_id for q in record.questions if q.state != "open"]
+        what = attrs.evolve(what, delivered=(*what.delivered, *had))
+    return apply(task_id, record, what, facts)
+
+
+def withdrawal_is_not_stored(
+    task_id: str, record: TaskRecord | None, what: Event, facts: Facts
+) -> TaskRecord:
+    """What nobody waits for stays open."""
+    after = apply(task_id, record, what, facts)
+    if isinstance(what, QuestionsWithdrawn) and record is not None:
+        return record
+    return after
+
+
 PROMISES: list[tuple[Apply, str]] = [
     (late_end_is_taken, "promises 1 and 4"),
     (fence_is_ignored, "promise 4"),
@@ -239,7 +330,7 @@ PROMISES: list[tuple[Apply, str]] = [
     (cancel_is_lost_in_a_crash, "promise 5"),
     (late_success_beats_a_cancel, "promise 5"),
     (ended_task_is_resumed, "promise 3"),
-    (resume_keeps_the_number, "promise 3"),
+    (resume_keeps_the_number, "promise 3|promises 1 and 4"),
     (collected_id_is_used_again, "promise 3"),
     (key_starts_twice, "promise 3"),
     (child_of_a_cancelled_parent_starts, "promise 5"),
@@ -251,6 +342,12 @@ PROMISES: list[tuple[Apply, str]] = [
     (loser_is_told_a_wrong_status, "promise 7"),
     (executor_stays_named, "executor_id is set"),
     (running_task_is_resumed, "promise 1"),
+    (answer_is_taken_twice, "promise 13"),
+    (cancelled_task_is_answered, "promise 13"),
+    (crash_takes_the_answers, "promise 13"),
+    (question_id_is_used_again, "promise 13"),
+    (used_answers_are_given_again, "promise 13"),
+    (answered_is_asked_again, "promise 13"),
 ]
 TABLE: list[tuple[Apply, str]] = [
     (unknown_task_is_started, "the table of the lifecycle says"),
@@ -258,6 +355,8 @@ TABLE: list[tuple[Apply, str]] = [
     (failure_is_a_stop, "status is .*; the table"),
     (checkpoint_is_lost_in_a_resume, "checkpoint is None, not .*; the table"),
     (resume_is_not_compared, "the table of the lifecycle says .*StaleAttempt"),
+    (question_is_compared_as_python_does, "^questions is |^the table of the lifecycle"),
+    (withdrawal_is_not_stored, "questions is .*; the table"),
 ]
 
 

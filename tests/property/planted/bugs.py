@@ -15,6 +15,7 @@ from tests.property.planted import (
     applies,
     runtime_damage,
     runtime_managers,
+    runtime_questions,
     runtime_stores,
     stores,
     tools,
@@ -109,6 +110,7 @@ _STORES = "stores", TaskStoreMachine, 30
 _RUNTIME_STORES = "runtime_stores", RuntimeMachine, 30
 _RUNTIME_MANAGERS = "runtime_managers", RuntimeMachine, 30
 _RUNTIME_DAMAGE = "runtime_damage", RuntimeMachine, 30
+_RUNTIME_QUESTIONS = "runtime_questions", RuntimeMachine, 30
 _TOOLS = "tools", BackgroundToolMachine, 12
 
 BUGS: list[PlantedBug] = [
@@ -120,5 +122,6 @@ BUGS: list[PlantedBug] = [
     ),
     *_bugs(*_RUNTIME_MANAGERS, runtime_managers.machine_with, runtime_managers.PLANTED),
     *_bugs(*_RUNTIME_DAMAGE, runtime_managers.machine_with, runtime_damage.PLANTED),
+    *_bugs(*_RUNTIME_QUESTIONS, runtime_managers.machine_with, runtime_questions.PLANTED),
     *_bugs(*_TOOLS, _tool, [(tool, rf"^{tool.__name__} .*({say})") for tool, say in tools.PLANTED]),
 ]

@@ -24,6 +24,7 @@ from trio_bgtasks import (
     Orphaned,
     OutputAppended,
     OutputPage,
+    QuestionAnswered,
     Refused,
     Registered,
     TaskRecord,
@@ -159,6 +160,19 @@ class KeepsWhatItWasGiven(MemoryTaskStore):
     def _checked(self, event: Event, after: TaskRecord) -> TaskRecord:
         checked = super()._checked(event, after)
         return attrs.evolve(checked, args=event.args) if isinstance(event, Registered) else checked
+
+
+class SharesItsQuestions(MemoryTaskStore):
+    """Keeps what it was given as an answer, which its caller may change."""
+
+    def _checked(self, event: Event, after: TaskRecord) -> TaskRecord:
+        checked = super()._checked(event, after)
+        if isinstance(event, QuestionAnswered):
+            checked.__dict__["questions"] = tuple(
+                attrs.evolve(q, answer=event.answer) if q.question_id == event.question_id else q
+                for q in checked.questions
+            )
+        return checked
 
 
 class CountsCharacters(MemoryTaskStore):
@@ -441,6 +455,7 @@ PLANTED: list[tuple[type[MemoryTaskStore], str]] = [
     (HalfATransaction, "one transaction|the journal has"),
     (HandsOutItsOwn, "what a store hands out"),
     (KeepsWhatItWasGiven, "one transaction|nothing else is|what a store hands out"),
+    (SharesItsQuestions, "one transaction|nothing else is|what a store hands out"),
     (CountsCharacters, "the output log"),
     (RepeatsOutput, "the output log"),
     (KeepsTheOldest, "the output log"),

@@ -117,6 +117,14 @@ class TellsTheAttempt(Count):
         return [await super().count(args, execution), execution.attempt]
 
 
+class AsksEachAttemptAnew(Count):
+    """Asks how much to add by the number of its attempt: nobody was asked that before."""
+
+    async def count(self, args: dict[str, Any], execution: BackgroundExecution) -> Any:
+        more = await execution.ask(f"And {execution.attempt}?", {"enum": [*range(100)]})
+        return more + await super().count(args, execution)
+
+
 class LeavesATask(Count):
     """Logs in a task that nobody ends."""
 
@@ -344,6 +352,7 @@ PLANTED: list[tuple[type[Count], str]] = [
     (SavesTooEarly, "is not resumable"),
     (RemembersInItself, "is not resumable"),
     (TellsTheAttempt, "is not resumable"),
+    (AsksEachAttemptAnew, "is not resumable"),
     (LeavesATask, "leaves Trio tasks behind: log of the counter"),
     (SwallowsCancelled, r"swallows trio.Cancelled: it received it at tools.py:\d+ \(Count.work\)"),
     (NeverStopsTrying, "is not cancellable: .* swallows trio.Cancelled"),
