@@ -316,6 +316,40 @@ async def test_what_a_checkpoint_holds_is_asked_again(
         assert again.seen == [True, False, True]
 
 
+@pytest.mark.parametrize("steps", range(8))
+async def test_a_checkpoint_holds_what_was_answered_before_it(
+    autojump_clock: trio.testing.MockClock, steps: int
+) -> None:
+    """An answer that comes while a checkpoint is saved is in the checkpoint, or still in the record."""
+    async with opened() as manager:
+        asked, answered = trio.Event(), trio.Event()
+
+        async def body(execution: BackgroundExecution, __: trio.CancelScope) -> TaskResult:
+            answers: list[Any] = []
+
+            async def one() -> None:
+                answers.append(await execution.ask("Sure?", YES_NO))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(one)
+                asked.set()
+                await answered.wait()
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+                await execution.save_checkpoint(answers)
+            return Stopped("enough")
+
+        await manager.start(request(task_id="t", supports_resume=True), body)
+        await asked.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        answered.set()
+        await manager.answer(OWNER, "t", "q1", value=True)
+        await manager.wait(OWNER, "t")
+        record = await manager.record(OWNER, "t")
+        assert record is not None
+        assert bool(record.checkpoint) is not bool(record.questions)
+
+
 @pytest.mark.parametrize("how", ["cancel", "completed", "stopped"])
 async def test_a_task_that_ended_asks_nothing(
     how: str, autojump_clock: trio.testing.MockClock

@@ -61,11 +61,15 @@ class Asker:
             raise QuestionDeclined(message)
         return clone_json(question.answer)
 
-    async def save_checkpoint(self, value: JsonValue) -> None:
-        """Store a checkpoint, and with it that the answers which the body has are used."""
-        delivered = tuple(self._delivered)
-        self._record = await self._log.store(CheckpointSaved, value, delivered)
-        self._delivered = [name for name in self._delivered if name not in delivered]
+    @property
+    def delivered(self) -> tuple[str, ...]:
+        """The questions of which the body has the answer, since the last checkpoint."""
+        return tuple(self._delivered)
+
+    async def save_checkpoint(self, value: JsonValue, used: tuple[str, ...]) -> None:
+        """Store a checkpoint, and with it that the answers are used which it was made of."""
+        self._record = await self._log.store(CheckpointSaved, value, used)
+        self._delivered = [name for name in self._delivered if name not in used]
 
     async def _put(self, message: str, schema: JsonObject) -> Question:
         async with self._lock:

@@ -101,6 +101,20 @@ def extended(parameters: Schema, added: JsonObject) -> Schema:
     return {"type": "object", **whole}
 
 
+def without_added(parameters: Schema) -> Schema:
+    """Return the schema of a tool without what a wrapper like ours, elsewhere, added to it."""
+    if RUN_IN_BACKGROUND_PARAM not in declared(parameters):
+        return parameters
+    whole = _whole(parameters)
+    added = {RUN_IN_BACKGROUND_PARAM}
+    if whole.get("properties", {}).get(TASK_ID_PARAM) == _TASK_ID:  # else it is the tool's own
+        added.add(TASK_ID_PARAM)
+    for part in _parts(whole):
+        if "properties" in part:
+            part["properties"] = {k: v for k, v in part["properties"].items() if k not in added}
+    return whole
+
+
 def objections(parameters: Schema, args: JsonObject) -> list[str]:
     """Return what the schema has against ``args`` that it has not against no arguments at all."""
     validator = schema_validator(parameters)

@@ -18,8 +18,9 @@ from trio_bgtasks import (
     StaleAttempt,
     TaskStoreError,
 )
+from trio_bgtasks.testing._runtime_parts import Host
 from trio_bgtasks.testing._runtime_stage import SETTLED_S
-from trio_bgtasks.testing._runtime_world import Host, World
+from trio_bgtasks.testing._runtime_world import World
 
 Play: TypeAlias = Callable[[Runtime], None]
 

@@ -28,7 +28,8 @@ from trio_bgtasks.testing import _store_view as view
 from trio_bgtasks.testing._store_clients import Request
 from trio_bgtasks.testing._store_model import StoreModel
 from trio_bgtasks.testing._store_reads import Read
-from trio_bgtasks.testing._store_wishes import OUTCOMES, PLAIN, Ask, End, Scene, Write
+from trio_bgtasks.testing._store_scene import Scene
+from trio_bgtasks.testing._store_wishes import OUTCOMES, PLAIN, Ask, End, Write
 
 FEW = 5  # records of a page that a rule asks for; whoever looks at everything asks for more
 
