@@ -7,7 +7,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import secrets
 import signal
 import stat
 import sys
@@ -28,7 +27,7 @@ from trio_bgtasks.mcp import Principal
 from trio_bgtasks.testing._processes import MARK
 
 SERVE = ("serve", "--env", MARK)  # the test looks for the processes that have it
-TOKEN = secrets.token_urlsafe(24)
+TOKEN = "a-token-of-the-tests-only-"
 
 
 def tokens_file(folder: Path, *lines: str, mode: int = 0o600) -> Path:
