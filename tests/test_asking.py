@@ -40,6 +40,7 @@ from trio_bgtasks import (
     Stopped,
     Success,
     TaskNotRunning,
+    TaskRecord,
     TaskResult,
     TaskStatus,
     UnknownTask,
@@ -72,6 +73,11 @@ def ask(message: str = "Sure?", schema: Any = YES_NO) -> Step:
 async def blocked_for_good(_: BackgroundExecution) -> None:
     """Be a step that never ends."""
     await trio.sleep_forever()
+
+
+async def after_a_while(_: BackgroundExecution) -> None:
+    """Be a step that takes five seconds."""
+    await trio.sleep(5)
 
 
 async def questions(manager: BackgroundTaskManager, task_id: str = "t") -> dict[str, str]:
@@ -408,6 +414,63 @@ async def test_too_many_questions(autojump_clock: trio.testing.MockClock) -> Non
                 assert end.status is TaskStatus.FAILED
                 assert end.error is not None
                 assert "save one before it asks again" in end.error
+
+
+async def test_a_resume_after_too_many_questions(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What earlier attempts left does not count, and what they asked can be asked again."""
+    asked = request(task_id="t", supports_resume=True)
+    steps = [ask(str(number)) for number in range(MAX_QUESTIONS)]
+    async with opened() as manager:
+        await manager.start(asked, Script(steps, Stopped("enough")))
+        for number in range(MAX_QUESTIONS):
+            await questions(manager)
+            await manager.answer(OWNER, "t", f"q{number + 1}", value=True)
+        await manager.wait(OWNER, "t")
+        again = Script([ask("0"), ask("new"), ask("1")])
+        summary = await manager.start(attrs.evolve(asked, resume_attempt=1), again)
+        assert list((await questions(manager)).values()) == ["new"]
+        await manager.answer(OWNER, "t", f"q{MAX_QUESTIONS + 1}", value=False)
+        assert (await ended(manager, summary)).result == [True, False, True]
+
+
+async def test_an_answer_before_its_question(autojump_clock: trio.testing.MockClock) -> None:
+    """Ids can be guessed: who answers too early has not answered, whatever is asked by then."""
+    store = FaultyStore()
+    async with opened(store) as manager:
+        body = Script([after_a_while, ask(), blocked_for_good])
+        await manager.start(request(task_id="t"), body)
+        store.break_down("apply", fault="slow")
+        with pytest.raises(QuestionClosed, match="there is no such question now"):
+            await manager.answer(OWNER, "t", "q1", {"not": "a boolean"})
+        store.repair()
+        await trio.sleep(20)
+        assert list(await questions(manager)) == ["q1"]
+        assert body.seen == [None]
+
+
+async def test_an_answer_to_a_later_attempt_is_not_for_this_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """An executor that slept reads what another attempt was given: it is told that it is late."""
+
+    class Later(FaultyStore):
+        async def load(self, task_id: str) -> TaskRecord | None:
+            record = await super().load(task_id)
+            if record is None or not record.questions:
+                return record
+            answered = attrs.evolve(record.questions[0], state="answered", answer=True)
+            return attrs.evolve(record, attempt=2, questions=(answered,))
+
+    async def body(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
+        with pytest.raises(StaleAttempt):
+            await execution.ask("Sure?", YES_NO)
+        return Success("told")
+
+    async with opened(Later()) as manager:
+        summary = await manager.start(request(task_id="t"), body)
+        assert (await ended(manager, summary)).result == "told"
 
 
 async def test_ask_cancelled_anywhere(autojump_clock: trio.testing.MockClock) -> None:

@@ -31,6 +31,7 @@ class Asker:
         self._port = attempt_log.port
         self._scope = scope  # of the body
         self._record = attempt_log.record
+        self._earlier = {question.question_id for question in self._record.questions}
         self._lock = trio.Lock()
         self._waiting: list[str] = []
         self._delivered: list[str] = []
@@ -73,18 +74,25 @@ class Asker:
 
     async def _put(self, message: str, schema: JsonObject) -> Question:
         async with self._lock:
-            if len(self._record.questions) >= MAX_QUESTIONS:
-                raise RuntimeError(
-                    f"task '{self._record.task_id}' has {MAX_QUESTIONS} questions that are open or "
-                    "were answered since its last checkpoint: save one before it asks again"
-                )
             told = message, schema, tuple(self._waiting), tuple(self._delivered)
+            event = QuestionAsked(0, "", 0, *told)
+            if self._is_full() and asked_before(self._record, event) is None:
+                raise RuntimeError(
+                    f"this attempt of task '{self._record.task_id}' has {MAX_QUESTIONS} questions "
+                    "that are open or were answered since its last checkpoint: save one before it "
+                    "asks again"
+                )
             self._record = await self._log.store(QuestionAsked, *told)
-            question = asked_before(self._record, QuestionAsked(0, "", 0, *told))
+            question = asked_before(self._record, event)
             assert question is not None
             self._waiting.append(question.question_id)
         self._tell()
         return question
+
+    def _is_full(self) -> bool:
+        """Has it asked all that it may? What earlier attempts left is not its to use up."""
+        kept = self._record.questions
+        return len(kept) - sum(q.question_id in self._earlier for q in kept) >= MAX_QUESTIONS
 
     async def _read(self, question: Question) -> Question:
         """Return how the question stands; as it did while the store does not answer."""
@@ -99,7 +107,8 @@ class Asker:
             log.warning(text, question.question_id, name, error, extra=self._log.extra())
             return question
         found = None if record is None else record.question(question.question_id)
-        if record is None or found is None:  # another attempt has the task now
+        mine = (self._record.attempt, self._record.executor_id)
+        if record is None or found is None or (record.attempt, record.executor_id) != mine:
             current = (0, "collected") if record is None else (record.attempt, record.status)
             raise StaleAttempt(task_id, self._record.attempt, *current)
         return found

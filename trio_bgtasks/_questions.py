@@ -14,6 +14,8 @@ from ._events import QuestionAnswered, QuestionAsked, QuestionsWithdrawn
 from ._json import same_json
 from ._records import Question, QuestionState, TaskRecord, TaskStatus, evolved
 
+NO_SUCH_QUESTION = "there is no such question now"
+
 
 def asked_before(record: TaskRecord, event: QuestionAsked) -> Question | None:
     """Return the question of the record that this one repeats, None when there is none.
@@ -56,7 +58,7 @@ def answered(record: TaskRecord, event: QuestionAnswered) -> TaskRecord:
     task_id, question_id = record.task_id, event.question_id
     found = record.question(question_id)
     if found is None:
-        raise QuestionClosed(task_id, question_id, "there is no such question now")
+        raise QuestionClosed(task_id, question_id, NO_SUCH_QUESTION)
     if found.state != "open":
         raise QuestionClosed(task_id, question_id, f"it was {found.state}")
     if record.cancel_requested_at_ms is not None:

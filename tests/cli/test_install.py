@@ -66,7 +66,7 @@ def test_what_is_printed_is_what_is_written(
     assert entry.pop("type", "stdio") == "stdio"
     assert entry == {
         "command": sys.executable,
-        "args": ["-m", "trio_bgtasks.cli", "serve", "--root", "/a b", "--deny", "*rm *"],
+        "args": ["-P", "-m", "trio_bgtasks.cli", "serve", "--root", "/a b", "--deny", "*rm *"],
     }
     assert path.stat().st_mode & 0o777 == 0o600
 
@@ -117,6 +117,11 @@ def test_nothing_else_is_changed(home: Path, capsys: pytest.CaptureFixture[str])
         (b"[]", "is no plain JSON object"),
         (b"[" * 100_000, "is no plain JSON object"),
         (b'{"servers": 1}', "'servers' is no object"),
+        (b'{"other": 1e999}', "cannot be written again"),
+        (
+            b'{"servers": {"trio-bgtasks": {"command": "mine"}}}',
+            "has another server 'trio-bgtasks'",
+        ),
         (b"\xff", "cannot read"),
     ],
 )
@@ -154,6 +159,36 @@ def test_a_write_that_fails_leaves_the_file(home: Path, monkeypatch: pytest.Monk
     assert run_app(["install", "claude-code", "--write"]) == 1
     assert path.read_text() == "{}"
     assert sorted(os.listdir(home)) == [".claude.json", ".claude.json.bak"]
+
+
+def test_half_a_character_stays(home: Path) -> None:
+    """JSON can say it; UTF-8 cannot."""
+    path = home / ".claude.json"
+    path.write_text(r'{"x": "\ud83d é"}', encoding="utf-8")
+    assert run_app(["install", "claude-code", "--write"]) == 0
+    assert json.loads(path.read_bytes())["x"] == "\ud83d é"
+
+
+def test_what_the_client_writes_meanwhile_is_not_lost(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then nothing is changed, and that is said."""
+    path = home / ".claude.json"
+    path.write_text("{}")
+    monkeypatch.setattr(os, "fsync", lambda _: path.write_text('{"new": 1}'))
+    assert run_app(["install", "claude-code", "--write"]) == 1
+    assert "was changed meanwhile: close the client" in capsys.readouterr().err
+    assert path.read_text() == '{"new": 1}'
+    assert sorted(os.listdir(home)) == [".claude.json", ".claude.json.bak"]
+
+
+def test_what_the_server_does_not_take_is_not_installed(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The client would only show that it does not start."""
+    assert run_app(["install", "cursor", "--write", "--", "--rot", "/x"]) == 2
+    assert "--rot" in capsys.readouterr().err
+    assert list(home.iterdir()) == []
 
 
 def test_no_other_client(capsys: pytest.CaptureFixture[str]) -> None:

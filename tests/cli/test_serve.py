@@ -204,6 +204,7 @@ def test_a_module_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.Monk
     for _ in range(2):
         (tool,) = _serve._loaded("my_own_tools:quiet")
         assert tool is quiet
+    assert sys.path[-1] == str(tmp_path)
     assert sys.path.count(str(tmp_path)) == 1
 
 
@@ -262,8 +263,9 @@ def test_who_the_tokens_are(tmp_path: Path) -> None:
         (f"ann {TOKEN} 2030-01-02 x", "line 1: a line is NAME TOKEN or NAME TOKEN END"),
         ("ann short", "line 1: a token has at least 16 characters"),
         (f"ann {TOKEN}\nbob {TOKEN}", "line 2: this token is somebody's already"),
-        (f"ann {TOKEN} tomorrow", "line 1: Invalid isoformat string: 'tomorrow'"),
-        (f"{'x' * 201} {TOKEN}", "line 1: name is longer than 200 characters"),
+        (f"ann {TOKEN} tomorrow", "line 1: END is a time such as"),
+        (f"ann 2030-01-31T12:00:00+00:00 {TOKEN}", "line 1: END is a time such as"),
+        (f"{'x' * 201} {TOKEN}", "line 1: NAME is to be an id of 1 to 200 characters"),
     ],
 )
 def test_lines_that_are_wrong(line: str, words: str, tmp_path: Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support import OWNER, opened
 from trio_bgtasks import BackgroundCapable, Denied, ToolCallContext
 from trio_bgtasks.tools import GuardedShell
 
 CONTEXT = ToolCallContext(thread_id=OWNER)
+TEXTS = st.text(st.sampled_from("ab;\n"), max_size=8)
 
 
 def refusal(tool: GuardedShell, **args: Any) -> str | None:
@@ -64,6 +68,35 @@ def test_what_is_denied(command: str) -> None:
     assert refusal(GuardedShell(deny=["*rm *"]), command="echo") is None
 
 
+def test_the_example_of_the_docs() -> None:
+    """What the page shows is kept."""
+    tool = GuardedShell(allow=["git *", "make *"], deny=["*push*"])
+    assert refusal(tool, command="git log --oneline") is None
+    for command in ("git push", "git push origin main", "git log; git push", "make;x"):
+        assert refusal(tool, command=command) is not None
+
+
+@given(st.lists(st.sampled_from(["a", "b", "ab", "*", "?", ";", "\n"]), max_size=6), TEXTS)
+def test_patterns_match_what_they_say(parts: list[str], text: str) -> None:
+    """As the plain expression does that tries every way, which may take for ever."""
+    pattern = "".join(parts)
+    for character, tool in (
+        ("[^;&|<>()`$\n\r]", GuardedShell(allow=[pattern])),
+        ("(?s:.)", GuardedShell(deny=[pattern])),
+    ):
+        wild = {"*": f"{character}*", "?": character}
+        plain = "".join(wild.get(c, re.escape(c)) for c in pattern)
+        matches = re.fullmatch(plain, text) is not None
+        assert (refusal(tool, command=text) is None) is (matches == ("[^" in character))
+
+
+def test_a_long_command_is_looked_at_in_no_time() -> None:
+    """However many ways there would be to match it: the loop, and every other client, waits."""
+    command = "rm -r" * 200_000
+    assert refusal(GuardedShell(deny=["*rm*-rf*x*y*"]), command=command) is None
+    assert refusal(GuardedShell(allow=["*rm*-rf*x*y*"]), command=command) is not None
+
+
 def test_nothing_is_allowed_by_an_empty_list() -> None:
     """It is a list, not the absence of one."""
     assert refusal(GuardedShell(allow=[]), command="true") is not None
@@ -77,7 +110,16 @@ async def test_the_root(tmp_path: Path) -> None:
     (root / "out").symlink_to(tmp_path)
     (root / "in").symlink_to(root / "below")
     tool = GuardedShell(root=root)
-    for outside in ("..", "/", str(tmp_path), "out", "below/../../x", "out/root/..", f"{root}x"):
+    for outside in (
+        "..",
+        "/",
+        str(tmp_path),
+        "out",
+        "below/../../x",
+        "out/root/..",
+        f"{root}x",
+        "a\x00b",
+    ):
         assert refusal(tool, command="true", cwd=outside) == f"Denied: cwd is outside of {root}"
     async with opened() as manager:
         shell = BackgroundCapable(tool, manager)

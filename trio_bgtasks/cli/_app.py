@@ -320,6 +320,7 @@ def install(
     """
     from ._install import install
 
+    app.parse_args(["serve", *arguments], exit_on_error=False, print_error=False)  # or an error
     return install(client, name=name, arguments=arguments, write=write)
 
 

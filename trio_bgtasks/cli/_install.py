@@ -17,6 +17,7 @@ from ._session import CommandError, Exit
 from ._text import one_line
 from ._views import say
 
+_MODULE = "trio_bgtasks.cli"
 Client: TypeAlias = Literal["claude-code", "claude-desktop", "cursor", "vscode"]
 
 
@@ -48,7 +49,9 @@ _HOMES: dict[Client, _Home] = {
 def install(client: Client, *, name: str, arguments: Sequence[str], write: bool) -> int:
     """Print the entry, or write it into the client's file, of which a copy is kept."""
     home = _HOMES[client]
-    entry = {"command": sys.executable, "args": ["-m", "trio_bgtasks.cli", "serve", *arguments]}
+    # With -P nothing of the folder in which the client starts it is taken for a module of ours.
+    args = ["-P", "-m", _MODULE, "serve", *arguments]
+    entry = {"command": sys.executable, "args": args}
     if home.typed:
         entry = {"type": "stdio", **entry}
     path = home.path()
@@ -56,7 +59,7 @@ def install(client: Client, *, name: str, arguments: Sequence[str], write: bool)
         say(json.dumps({home.key: {name: entry}}, indent=2))
         say(f"\nThis belongs into {one_line(str(path))}; --write puts it there.")
         return Exit.COMPLETED
-    settings = _read(path)
+    data, settings = _read(path)
     found = settings.setdefault(home.key, {})
     if not isinstance(found, dict):
         raise CommandError(f"{path}: {home.key!r} is no object; nothing was changed")
@@ -64,9 +67,12 @@ def install(client: Client, *, name: str, arguments: Sequence[str], write: bool)
     if servers.get(name) == entry:
         say(f"{one_line(str(path))} has it already")
         return Exit.COMPLETED
+    if name in servers and _MODULE not in str(servers[name]):
+        raise CommandError(f"{path} has another server {name!r}: choose a --name; nothing changed")
     servers[name] = entry
-    backup = _keep(path)
-    _replace(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    new = _written(path, settings)
+    backup = None if data is None else _keep(path, data)
+    _replace(path, data, new)
     say(
         f"{one_line(str(path))} written"
         + (f"; as it was: {one_line(str(backup))}" if backup else "")
@@ -75,12 +81,13 @@ def install(client: Client, *, name: str, arguments: Sequence[str], write: bool)
     return Exit.COMPLETED
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return the settings of a client, none if there is no file."""
+def _read(path: Path) -> tuple[bytes | None, dict[str, Any]]:
+    """Return the file of a client, and the settings in it; none if there is no file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
+        text = data.decode()
     except FileNotFoundError:
-        return {}
+        return None, {}
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"cannot read {path}: {error}") from None
     settings: object = None
@@ -91,14 +98,24 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} is no plain JSON object (are there comments in it?); nothing was changed: add "
             "by hand what this command prints without --write"
         )
-    return cast("dict[str, Any]", settings)
+    return data, cast("dict[str, Any]", settings)
 
 
-def _keep(path: Path) -> Path | None:
-    """Copy the file beside itself, to a name that is free; return it, None if there is no file."""
-    if not path.exists():
-        return None
-    data, number = path.read_bytes(), 0
+def _written(path: Path, settings: dict[str, Any]) -> bytes:
+    """Return the text of the settings, which is to say what it said before."""
+    try:
+        text = json.dumps(settings, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError as error:  # 1e999 is JSON, and no number of Python's
+        raise CommandError(f"{path} cannot be written again: {error}; nothing changed") from None
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # half a character, which JSON can only escape
+        return (json.dumps(settings, indent=2) + "\n").encode()
+
+
+def _keep(path: Path, data: bytes) -> Path:
+    """Write what the file was beside it, under a name that is free; return that."""
+    number = 0
     while True:
         backup = path.with_name(f"{path.name}.bak{number or ''}")
         try:
@@ -111,20 +128,25 @@ def _keep(path: Path) -> Path | None:
         return backup
 
 
-def _replace(path: Path, text: str) -> None:
-    """Put ``text`` in the place of a file, in one step; a symbolic link goes on to lead to it."""
+def _replace(path: Path, before: bytes | None, data: bytes) -> None:
+    """Put ``data`` in the place of a file, in one step; a symbolic link goes on to lead to it."""
     target = path.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     mode = target.stat().st_mode & 0o777 if target.exists() else 0o600
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     new = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         new.chmod(mode)
-        new.replace(target)
+        unchanged = _read(path)[0] == before
+        if unchanged:
+            new.replace(target)
     except BaseException:
         new.unlink()
         raise
+    if not unchanged:
+        new.unlink()
+        raise CommandError(f"{path} was changed meanwhile: close the client, then try again")

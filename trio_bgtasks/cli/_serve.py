@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -57,7 +58,8 @@ class Service:
 
 async def serve(session: Session, service: Service) -> int:
     """Serve until the client goes (stdio), or until a signal; tasks are then stopped, not lost."""
-    tools = _tools(service)
+    with redirect_stdout(sys.stderr):  # what a module prints is no message for the client
+        tools = _tools(service)
     http = None if service.http is None else _Http.of(service)
     if http is None and (service.tokens or service.no_tokens or service.allowed_hosts):
         raise UsageError("--tokens, --no-tokens and --allowed-host go with --http")
@@ -117,7 +119,7 @@ def _loaded(name: str) -> list[Tool]:
         raise UsageError(f"--tools takes module:attribute, not {name!r}")
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` has it
+        sys.path.append(here)  # the last, so that it hides no other module
     try:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
@@ -218,8 +220,11 @@ def _add(tokens: dict[str, Principal], words: Sequence[str]) -> str | None:
         return "this token is somebody's already"
     try:
         ends = [datetime.fromisoformat(text) for text in end]
+    except ValueError:  # it is not said what it is: columns may be mixed up
+        return "END is a time such as 2030-01-31T12:00:00+00:00"
+    try:
         until = [int(each.replace(tzinfo=each.tzinfo or UTC).timestamp()) for each in ends]
         tokens[token] = Principal(name, *until)
-    except ValueError as error:
-        return str(error)
+    except (OverflowError, ValueError):
+        return "NAME is to be an id of 1 to 200 characters, END a time of our days"
     return None

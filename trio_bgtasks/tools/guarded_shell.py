@@ -91,8 +91,11 @@ class GuardedShell(ShellTool):
         cwd: str | None = args.get("cwd")
         if self._root is None:
             return cwd
-        place = self._root.joinpath(cwd or "").resolve()
-        if not place.is_relative_to(self._root):
+        try:
+            place = self._root.joinpath(cwd or "").resolve()
+        except (OSError, ValueError):  # it leads in circles, or is no name of a file at all
+            place = None
+        if place is None or not place.is_relative_to(self._root):
             raise Denied(f"cwd is outside of {self._root}")
         return str(place)
 
@@ -116,5 +119,16 @@ def _patterns(given: Sequence[str], field: str, character: str) -> list[re.Patte
     for text in given:
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"{field} must have strings as patterns, not {type(text).__name__}")
-    wild = {"*": f"{character}*", "?": character}
-    return [re.compile("".join(wild.get(c) or re.escape(c) for c in text)) for text in given]
+    return [_pattern(text, character) for text in given]
+
+
+def _pattern(text: str, character: str) -> re.Pattern[str]:
+    """Compile a pattern to an expression that needs no more time than the command is long.
+
+    Where a part between two ``*`` is found first, it may stay: whatever a later place leaves to the
+    ``*`` before it, that ``*`` after it can take.
+    """
+    first, *others = (re.escape(part).replace(r"\?", character) for part in text.split("*"))
+    for part in others[:-1]:
+        first += f"(?>{character}*?{part})"
+    return re.compile(first + (f"{character}*{others[-1]}" if others else ""))
