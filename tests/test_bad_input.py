@@ -551,6 +551,7 @@ TABLE: dict[str, dict[str, Given]] = {
         run_id=a_context_id,
         agent_id=a_context_id,
         idempotency_key=a_context_id,
+        task_id=a_context_id,
     ),
     "ToolDescriptor": new(
         ToolDescriptor,

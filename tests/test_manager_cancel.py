@@ -438,3 +438,22 @@ async def test_a_tree_whose_root_ends_just_then(autojump_clock: trio.testing.Moc
         await gate.entered.wait()
         with pytest.raises(TaskNotRunning, match="current status: completed"):
             await manager.cancel_tree(OWNER, "t")
+
+
+async def test_a_cancel_of_what_was_damaged_since_is_told_as_unread(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It was stored, and is lost with its record: the second answer does not say all is well."""
+    store, body = FaultyStore(), Stubborn()
+    async with opened(store) as manager:
+        await manager.start(request(task_id="t"), body)
+        await body.entered.wait()
+        assert (await manager.cancel(OWNER, "t")).persistence_error is None
+        store.break_down("apply", error=lambda: CorruptRecord("t", "damaged"), last=1)
+        again = await manager.cancel(OWNER, "t")
+        body.opened.set()
+        assert again.status is TaskStatus.RUNNING
+        assert again.persistence_error == (
+            "not read back: the stored record of task 't' is corrupt: damaged"
+        )
+        assert (await manager.wait(OWNER, "t")).status is TaskStatus.CANCELLED

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 
+import attrs
 import trio
 
-from ._errors import Refused, TaskNotRunning, TaskStoreError
+from ._errors import CorruptRecord, Refused, TaskNotRunning, TaskStoreError
 from ._events import CancelRequested
 from ._hints import Hints
 from ._records import TaskRecord, TaskStatus, TaskSummary
@@ -93,7 +94,11 @@ class Canceller:
             self._ends.owe_mark(slot, error)
         slot.stop("cancel")
         self._hints.changed(slot.owner_thread_id, slot.task_id, wake=False)
-        return slot.summary(slot.record or record)
+        summary = slot.summary(slot.record or record)
+        if isinstance(error, CorruptRecord) and summary.persistence_error is None:
+            # It was stored, and with the record it is lost: that is to be told, as `get` does.
+            return attrs.evolve(summary, persistence_error=f"not read back: {error}")
+        return summary
 
     async def cancel_tree(self, root: TaskRecord) -> CancelledTree:
         """Cancel a task and everything below it, top down, until a pass finds nothing new.
