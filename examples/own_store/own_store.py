@@ -31,6 +31,7 @@ from trio_bgtasks import (
     Orphaned,
     OutputAppended,
     OutputPage,
+    QuestionAnswered,
     Registered,
     TaskRecord,
     TaskStatus,
@@ -82,7 +83,8 @@ class State:
         after = apply(task_id, before, event, self.facts(task_id, event))
         if after is before:
             return after
-        for value in (after.args, after.metadata, after.checkpoint, after.result):
+        asked = [value for each in after.questions for value in (each.schema, each.answer)]
+        for value in (after.args, after.metadata, after.checkpoint, after.result, *asked):
             if not is_json(value):
                 raise InvalidValue(f"task '{task_id}' cannot be stored: {value!r} is not JSON")
         if before is None:
@@ -107,7 +109,7 @@ class State:
 
     def facts(self, task_id: str, event: Event) -> Facts:
         """Return what the lifecycle has to know beside the record."""
-        if isinstance(event, CancelRequested):
+        if isinstance(event, CancelRequested | QuestionAnswered):
             return Facts()
         fenced = self.is_fenced(event.executor_id)
         if not isinstance(event, Registered):
