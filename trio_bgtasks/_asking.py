@@ -9,8 +9,8 @@ import trio
 
 from ._attempt_log import AttemptLog
 from ._errors import CorruptRecord, QuestionDeclined, StaleAttempt
-from ._events import CheckpointSaved, QuestionAsked, QuestionsWithdrawn
-from ._json import JsonObject, JsonValue, clone_json
+from ._events import QuestionAsked, QuestionsWithdrawn
+from ._json import JsonObject, clone_json
 from ._questions import asked_before
 from ._records import Question, TaskRecord
 
@@ -67,9 +67,9 @@ class Asker:
         """The questions of which the body has the answer, since the last checkpoint."""
         return tuple(self._delivered)
 
-    async def save_checkpoint(self, value: JsonValue, used: tuple[str, ...]) -> None:
-        """Store a checkpoint, and with it that the answers are used which it was made of."""
-        self._record = await self._log.store(CheckpointSaved, value, used)
+    def saved(self, record: TaskRecord, used: tuple[str, ...]) -> None:
+        """Note that a checkpoint is stored, and with it that these answers are used."""
+        self._record = record
         self._delivered = [name for name in self._delivered if name not in used]
 
     async def _put(self, message: str, schema: JsonObject) -> Question:

@@ -108,10 +108,9 @@ class BackgroundExecution:
         used = () if self._asker is None else self._asker.delivered  # what ``value`` can know of
         await trio.lowlevel.checkpoint()
         self._log.check_open()
-        if self._asker is None:
-            await self._log.store(CheckpointSaved, copied)
-        else:
-            await self._asker.save_checkpoint(copied, used)
+        record = await self._log.store(CheckpointSaved, copied, used)
+        if self._asker is not None:
+            self._asker.saved(record, used)
         self.checkpoint = clone_json(copied)
 
     async def ask(self, message: str, schema: dict[str, Any]) -> Any:

@@ -29,6 +29,7 @@ from ._protocol import (
     Context,
     can_answer,
     declares_extension,
+    failure,
     is_modern,
     log,
     require_extension,
@@ -93,7 +94,7 @@ class Calls:
         if seen.state.result is not None:
             return seen.state.result
         if seen.state.error is not None:
-            raise MCPError(**_error_fields(seen.state.error))
+            raise failure(seen.state.error)
         if seen.state.status == "cancelled":
             return call_result(None, message="The call was cancelled", is_error=True)
         return {"resultType": "task", **seen.modern(detailed=False)}
@@ -207,7 +208,3 @@ class Calls:
 def _can_be_asked(ctx: Context) -> bool:
     """Can the client be asked within its request? Of an era that has no such requests none can."""
     return can_answer(ctx) and ctx.session.can_send_request
-
-
-def _error_fields(error: JsonObject) -> dict[str, Any]:
-    return {"code": error["code"], "message": error["message"], "data": error.get("data")}

@@ -24,6 +24,7 @@ from ._protocol import (
     Context,
     StatusPush,
     TaskParams,
+    failure,
     log,
     task_errors,
     unknown_method,
@@ -141,7 +142,7 @@ class LegacyTasks:
         if seen.state.result is not None:
             return {**seen.state.result, "_meta": related}
         if seen.state.error is not None:
-            raise MCPError(**{"data": None, **seen.state.error})  # type: ignore[arg-type]
+            raise failure(seen.state.error)
         raise MCPError(INTERNAL_ERROR, "The task was cancelled", {"status": "cancelled"})
 
 

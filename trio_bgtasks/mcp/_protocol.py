@@ -22,6 +22,7 @@ from mcp_types.jsonrpc import HEADER_MISMATCH
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from .._errors import UnknownTask
+from .._json import JsonObject
 from ._watch import Watch
 
 log = logging.getLogger("trio_bgtasks.mcp")
@@ -97,6 +98,12 @@ def check_name_header(ctx: Context, task_id: str) -> None:
 def unknown_method(ctx: Context) -> MCPError:
     """Return the answer for a method that this era does not have."""
     return MCPError(METHOD_NOT_FOUND, "Method not found", ctx.method)
+
+
+def failure(error: JsonObject) -> MCPError:
+    """Return the JSON-RPC error that a failed task ended with, to be raised."""
+    fields: dict[str, Any] = error
+    return MCPError(fields["code"], fields["message"], fields.get("data"))
 
 
 def unknown_task() -> MCPError:
