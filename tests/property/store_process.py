@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -79,6 +81,15 @@ class RemoteStore:
         self._pipe.close()
         for question in self._asked:
             question.answered.set()
+
+    def stop(self) -> None:
+        """Keep the process from its next step, as `kill -STOP` does."""
+        pid = self._process.pid
+        if pid is None or not self._process.is_alive():
+            return
+        os.kill(pid, signal.SIGSTOP)
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "TZ":
+            os.sched_yield()
 
     def kill(self) -> None:
         """End the process as `kill -9` does."""

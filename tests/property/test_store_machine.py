@@ -88,6 +88,8 @@ class KilledMachine(SqliteMachine):
 
     async def kill(self, place: Path, executor_ids: Sequence[str]) -> Path:
         for store in self._open:
+            store.stop()  # no sweep finds one of them dead while another still lives
+        for store in self._open:
             store.kill()
         self._open.clear()
         return place

@@ -106,7 +106,9 @@ class StoreClients(TrioStateMachine):
 
         Return the place where others go on, perhaps a copy: from now on a sweep there must find
         these executors dead. Calls may be under way: whatever they do after that must not be seen
-        there. They are cancelled, and the stores at ``place`` closed, when this returns.
+        there. All must be killed at one moment (stop each process, then kill them): a sweep
+        under way must not find one dead and end its tasks while it is being killed itself. They
+        are cancelled, and the stores at ``place`` closed, when this returns.
         """
         del executor_ids
         self._miss("kill", f"what is left at {place!r} when its processes are killed")
