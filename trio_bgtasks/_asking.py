@@ -114,7 +114,7 @@ class Asker:
         return found
 
     async def _withdraw(self) -> None:
-        """Let nobody be asked what nobody waits for; if that fails, the next question does it."""
+        """Withdraw every open question that no one waits for; if that fails, the next ask does."""
         async with self._lock:
             try:
                 record = await self._log.store(QuestionsWithdrawn, tuple(self._waiting))

@@ -385,8 +385,8 @@ class BackgroundTaskManager:
     ) -> TaskSummary:
         """Answer an open question of a task, in whatever process; return how the task stands.
 
-        When it returns, the answer is stored: it will be given, once, to whoever asked, also across
-        a crash. The first answer wins.
+        When it returns, the answer is stored: it is given, once, to whoever asked; after a crash,
+        to the attempt that a resume starts, when that asks the same. The first answer wins.
 
         Raises:
             UnknownTask: this owner has no such task.

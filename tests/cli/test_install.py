@@ -56,7 +56,7 @@ def test_what_is_printed_is_what_is_written(
     monkeypatch.setattr(sys, "platform", platform)
     call = ["install", client, "--name", "shell", "--", "--root", "/a b", "--deny", "*rm *"]
     assert run_app(call) == 0
-    printed, _, where = capsys.readouterr().out.partition("\n\n")
+    printed, where = capsys.readouterr()
     path = home / FILES[platform][client]
     assert str(path) in where
     assert list(home.iterdir()) == []
@@ -77,7 +77,7 @@ def test_the_folder_of_the_settings_can_be_elsewhere(
     """Where the environment says so."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "x"))
     assert run_app(["install", "vscode"]) == 0
-    assert str(home / "x" / "Code" / "User" / "mcp.json") in capsys.readouterr().out
+    assert str(home / "x" / "Code" / "User" / "mcp.json") in capsys.readouterr().err
 
 
 def test_nothing_else_is_changed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -477,7 +477,7 @@ async def test_a_tree_is_cancelled_whoever_owns_it(cli: Cli) -> None:
 
 
 async def test_an_answer_reaches_another_process(cli: Cli) -> None:
-    """`show` and `ls` say what is asked; JSON is taken as that, anything else as a string."""
+    """`show` and `ls` say what is asked; JSON that fits is taken as that, else it is a string."""
     got: list[object] = []
 
     async def body(execution: BackgroundExecution, _: trio.CancelScope) -> TaskResult:
@@ -508,7 +508,7 @@ async def test_an_answer_reaches_another_process(cli: Cli) -> None:
         for usage in (no_answer, twice):
             assert (usage.code, usage.out) == (2, "")
             assert usage.errors == "trio-bgtasks: give an answer, or --decline\n"
-        done = await cli("answer", "t", "red")
+        done = await cli("answer", "t", "123")  # a string is wanted, so it is one
         assert (done.code, done.out) == (0, "t  q1 answered\n")
         await _asked(manager, 2)
         wrong = await cli("answer", "t", "perhaps")
@@ -526,7 +526,7 @@ async def test_an_answer_reaches_another_process(cli: Cli) -> None:
         assert (await manager.wait("bob", "t")).status is TaskStatus.FAILED
         over = await cli("answer", "t", "x")
         assert (over.code, "is not running" in over.errors) == (1, True)
-    assert got == ["red", True]
+    assert got == ["123", True]
 
 
 async def test_a_task_that_asks_nothing(cli: Cli) -> None:

@@ -182,7 +182,7 @@ def answer(
 
     Args:
         task_id: The task, whoever owns it.
-        text: The answer: JSON, or, if it is none, a string as it stands.
+        text: The answer: JSON, or, if it is none or does not fit, a string as it stands.
         question: The id of the question; not needed if there is only one.
         decline: Decline to answer.
     """

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import attrs
 
-from ._session import CommandError, Exit
+from ._session import CommandError, Exit, complain
 from ._text import one_line
 from ._views import say
 
@@ -57,7 +57,7 @@ def install(client: Client, *, name: str, arguments: Sequence[str], write: bool)
     path = home.path()
     if not write:
         say(json.dumps({home.key: {name: entry}}, indent=2))
-        say(f"\nThis belongs into {one_line(str(path))}; --write puts it there.")
+        complain(f"this belongs into {path}; --write puts it there")
         return Exit.COMPLETED
     data, settings = _read(path)
     found = settings.setdefault(home.key, {})

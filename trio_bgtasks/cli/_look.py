@@ -6,12 +6,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import attrs
 import trio
 
 from .. import (
     BackgroundTaskManager,
+    InvalidAnswer,
     OutputPage,
     TaskError,
     TaskNotRunning,
@@ -188,7 +190,13 @@ async def answer(session: Session, task_id: str, question_id: str | None, text: 
         if text is None:
             summary = await manager.decline(owner, task_id, question_id)
         else:
-            summary = await manager.answer(owner, task_id, question_id, _json_or_text(text))
+            ask = partial(manager.answer, owner, task_id, question_id)
+            try:
+                summary = await ask(_json_or_text(text))
+            except InvalidAnswer:
+                if _json_or_text(text) == text:
+                    raise
+                summary = await ask(text)  # 123 for a question that wants a string
     if session.json:
         say_json({"owner_thread_id": owner, **summary.to_json()})
     else:

@@ -86,6 +86,10 @@ def _owner_of(service: Service) -> OwnerOf:
 
 def _tools(service: Service) -> list[Tool]:
     tools: list[Tool] = []
+    for pattern in service.env:
+        if "=" in pattern:
+            name = pattern.partition("=")[0]
+            raise UsageError(f"--env takes names of variables that are set here: --env {name!r}")
     if not service.no_shell:
         env = {
             name: value for name, value in os.environ.items() if _is_handed_on(name, service.env)
