@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -20,6 +21,12 @@ settings.register_profile(  # ten times the others, and new examples every time
     "nightly", deadline=None, max_examples=1000, derandomize=False, print_blob=True
 )
 settings.load_profile("ci" if "CI" in os.environ else "default")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every collection to come: tests that look for leaks collect."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
