@@ -89,27 +89,28 @@ def check_promises(log: Log) -> None:
 
 def promise_1_one_attempt_writes(log: Log) -> None:
     """Writes are taken from the attempt that was started last, until its end."""
-    for task_id in {step.task_id for step in log}:
-        running: tuple[str, int] | None = None
-        attempt = 0
-        for step, after in _accepted(log, task_id):
-            match step.event:
-                case Registered() | AttemptStarted():
-                    assert running is None, (
-                        f"promise 1 (exactly one attempt may write) is broken: "
-                        f"attempt {attempt} has not ended; {step}"
-                    )
-                    attempt += 1
-                    running = (step.event.executor_id, attempt)
-                case CancelRequested() | QuestionAnswered():
-                    pass
-                case _:
-                    assert running == (step.event.executor_id, step.event.attempt), (
-                        f"promises 1 and 4 (a late write is refused) are broken: "
-                        f"{running or 'nothing'} was running; {step}"
-                    )
-            if after.status is not TaskStatus.RUNNING:
-                running = None
+    latest: dict[str, int] = {}
+    writers: dict[str, tuple[str, int]] = {}
+    for step, after in _accepted(log):
+        running = writers.get(step.task_id)
+        match step.event:
+            case Registered() | AttemptStarted():
+                attempt = latest.get(step.task_id, 0)
+                assert running is None, (
+                    f"promise 1 (exactly one attempt may write) is broken: "
+                    f"attempt {attempt} has not ended; {step}"
+                )
+                latest[step.task_id] = attempt + 1
+                writers[step.task_id] = (step.event.executor_id, attempt + 1)
+            case CancelRequested() | QuestionAnswered():
+                pass
+            case _:
+                assert running == (step.event.executor_id, step.event.attempt), (
+                    f"promises 1 and 4 (a late write is refused) are broken: "
+                    f"{running or 'nothing'} was running; {step}"
+                )
+        if after.status is not TaskStatus.RUNNING:
+            writers.pop(step.task_id, None)
 
 
 def promise_3_terminal_records_never_change(log: Log) -> None:
@@ -284,10 +285,10 @@ def _may_go(question: Question, event: Event, after: TaskRecord) -> bool:
             return _has_to_go(question, event, after)
 
 
-def _accepted(log: Log, task_id: str | None = None) -> Iterator[tuple[LifecycleStep, TaskRecord]]:
-    """Yield the accepted steps, of one task or of all, and what each led to."""
+def _accepted(log: Log) -> Iterator[tuple[LifecycleStep, TaskRecord]]:
+    """Yield the accepted steps, and what each led to."""
     for step in log:
-        if step.after is not None and task_id in (None, step.task_id):
+        if step.after is not None:
             yield step, step.after
 
 
