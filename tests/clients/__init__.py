@@ -1,0 +1,1 @@
+"""Clients of MCP that others wrote, against `trio-bgtasks serve`; ``nox -s clients``."""
