@@ -148,12 +148,12 @@ def clients(session: nox.Session) -> None:
     Node.js and npm for the Inspector.
     """
     session.install("-e", ".[cli,mcp,testing]", *groups("tests", "clients"))
-    home = Path(session.create_tmp())
+    home = Path(session.create_tmp()).resolve()
     for name in ("fastmcp", "sdk-1"):
         session.run("python", "-m", "venv", "--without-pip", home / name)
         python = str(home / name / "bin" / "python")
         session.run(
-            *("python", "-m", "pip", "--python", python, "install", "--quiet"),
+            *("python", "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"),
             *groups(f"client-{name}"),
         )
     for file in Path("tests/clients").glob("package*.json"):

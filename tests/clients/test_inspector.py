@@ -89,7 +89,7 @@ class Inspector:
 @pytest.fixture
 async def run(inspector: Path, folder: Path, marked: Marked) -> AsyncGenerator[Inspector, None]:
     """Give the Inspector; stop its daemon in the end."""
-    home = Path(tempfile.mkdtemp())  # for a socket, whose path must be short
+    home = Path(tempfile.mkdtemp(dir="/tmp"))  # for a socket: its path must be short
     env = variables(folder) | {
         "HOME": str(home),
         "MCP_INSPECTOR_DAEMON_DIR": str(home),
