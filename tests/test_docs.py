@@ -23,7 +23,10 @@ from trio_bgtasks.cli._app import app
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 ROOMS = ("tutorial", "how-to", "reference")
-PAGES = [ROOT / "README.md", *sorted(page for room in ROOMS for page in (DOCS / room).rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for room in ROOMS for page in (DOCS / room).rglob("*.md")),
+]
 DEFECTS = DOCS / "explanation" / "original-defects.md"
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
