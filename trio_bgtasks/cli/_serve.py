@@ -11,7 +11,7 @@ from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, final
 
 import attrs
 import trio
@@ -146,7 +146,7 @@ def _loaded(name: str) -> list[Tool]:
 class _Http:
     host: str
     port: int
-    tokens: Mapping[str, Principal] | None
+    tokens: TokensFile | None
     allowed_hosts: Sequence[str]
 
     @classmethod
@@ -162,7 +162,7 @@ class _Http:
                 "--http needs --tokens FILE, or --no-tokens: then whoever can reach the port, each "
                 "user of this machine for one, can run commands as you"
             )
-        tokens = None if service.tokens is None else read_tokens(service.tokens)
+        tokens = None if service.tokens is None else TokensFile(service.tokens)
         return cls(host, int(port), tokens, service.allowed_hosts)
 
     async def serve(self, server: Any) -> None:
@@ -185,6 +185,50 @@ class _Said(trio.TaskStatus[str]):
 
     def started(self, value: str | None = None) -> None:
         complain(f"serving at {value}")
+
+
+@final
+class TokensFile:
+    """Tokens as they stand in a file now: whoever is taken out of it is refused from then on.
+
+    While the file cannot be read nobody comes in, and that is said once.
+
+    Raises:
+        CommandError: it cannot be read now.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp = _stamp(path)  # before it is read: what changes meanwhile is seen later
+        self._tokens = read_tokens(path)
+
+    def __call__(self) -> Mapping[str, Principal]:
+        """Return who may come."""
+        stamp = _stamp(self._path)
+        if stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self._tokens = read_tokens(self._path)
+            except CommandError as error:
+                complain(f"nobody is let in: {error}")
+                self._tokens = {}
+        return self._tokens
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Return what tells one state of a file from another; None if there is no such file."""
+    try:
+        seen = path.stat()
+    except OSError:
+        return None
+    return (
+        seen.st_dev,
+        seen.st_ino,
+        seen.st_mode,
+        seen.st_size,
+        seen.st_mtime_ns,
+        seen.st_ctime_ns,
+    )
 
 
 def read_tokens(path: Path) -> dict[str, Principal]:

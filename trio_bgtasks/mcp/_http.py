@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 import trio
@@ -36,12 +35,16 @@ class Principal:
     expires_at: int | None = None
 
 
+Tokens: TypeAlias = "Mapping[str, Principal] | Callable[[], Mapping[str, Principal]]"
+"""Who may come, by bearer token; or what returns it, asked at each request, as it stands then."""
+
+
 async def serve_http(
     server: Server[Any],
     *,
     host: str = "127.0.0.1",
     port: int = 0,
-    tokens: Mapping[str, Principal] | None = None,
+    tokens: Tokens | None = None,
     allowed_hosts: Sequence[str] = (),
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -54,7 +57,8 @@ async def serve_http(
         server: A server of the SDK; see `build_server`, and `principal_owner` for its owners.
         host: The address to listen at. Any but one of this machine's own needs ``tokens``.
         port: 0 for one that is free.
-        tokens: Who may come, by bearer token. None: all who can reach the address.
+        tokens: Who may come, by bearer token, or what returns that at each request. None: all who
+            can reach the address.
         allowed_hosts: Further names under which clients reach the server.
         task_status: Started with the URL.
 
@@ -64,31 +68,24 @@ async def serve_http(
     """
     if not tokens and not _is_loopback(host):
         raise ValueError(f"{host} can be reached from elsewhere: tokens are required")
-    from hypercorn.config import Config  # noqa: PLC0415 - half a second
-    from hypercorn.trio import serve  # noqa: PLC0415  # pyright: ignore[reportUnknownVariableType]
+    from ._connections import serve_connections  # noqa: PLC0415 - half a second
 
     name = f"[{host}]" if ":" in host else host
     app = http_app(server, tokens=tokens, allowed_hosts=(*_LOCAL, name, *allowed_hosts))
-    config = Config()
-    config.bind = [f"{name}:{port}"]
-    config.accesslog = None  # task ids, and whatever else is in a request, are not for a log
-    config.errorlog = None
-    config.graceful_timeout = 0  # streams of clients that listen have no end
-    async with trio.open_nursery() as nursery:
-        run = partial(serve, cast("Any", app), config, mode="asgi")  # its name for the same types
-        (url, *_) = await nursery.start(run)
-        task_status.started(url + PATH)
+    await serve_connections(app, host, port, lambda url: task_status.started(url + PATH))
 
 
 def http_app(
     server: Server[Any],
     *,
-    tokens: Mapping[str, Principal] | None = None,
+    tokens: Tokens | None = None,
     allowed_hosts: Sequence[str] = _LOCAL,
 ) -> Starlette:
     """Return the ASGI application of a built server, for a host of your own; serve it on Trio."""
     from mcp.server.auth.settings import AuthSettings  # noqa: PLC0415
     from mcp.server.transport_security import TransportSecuritySettings  # noqa: PLC0415
+
+    from ._connections import BodiesInTime  # noqa: PLC0415
 
     names = [name for host in allowed_hosts for name in (host, f"{host}:*")]
     security = TransportSecuritySettings(
@@ -97,24 +94,32 @@ def http_app(
     )
     verifier = None if tokens is None else _Tokens(tokens)
     auth = AuthSettings.model_validate({"issuer_url": _ISSUER, "resource_server_url": None})
-    return server.streamable_http_app(
+    app = server.streamable_http_app(
         streamable_http_path=PATH,
         transport_security=security,
         auth=None if verifier is None else auth,
         token_verifier=verifier,
     )
+    app.add_middleware(BodiesInTime)
+    return app
 
 
 class _Tokens:
     """Knows tokens by their digest: looking one up takes no longer for a good guess."""
 
-    def __init__(self, tokens: Mapping[str, Principal]) -> None:
-        self._principals = {_digest(token): principal for token, principal in tokens.items()}
+    def __init__(self, tokens: Tokens) -> None:
+        self._now = tokens if callable(tokens) else lambda: tokens
+        self._known: Mapping[str, Principal] | None = None
+        self._principals: dict[bytes, Principal] = {}
 
     async def verify_token(self, token: str) -> AccessToken | None:
         """Return whose token it is; None when nobody's. The SDK looks at its end."""
         from mcp.server.auth.provider import AccessToken  # noqa: PLC0415
 
+        tokens = self._now()
+        if tokens is not self._known:
+            self._known = tokens
+            self._principals = {_digest(token): principal for token, principal in tokens.items()}
         principal = self._principals.get(_digest(token))
         if principal is None:
             return None
