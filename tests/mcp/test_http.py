@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Literal
 
-import attrs
 import pytest
 import trio
 from mcp import Client
 from mcp.client.extension import ClaimContext, ClientExtension, ResultClaim
 from mcp_types import CallToolResult, Result
 
-from tests.mcp.wire import EXTENSION, TASKS, served
+from tests.mcp.plain_http import bearer, connect, post, request
+from tests.mcp.wire import EXTENSION, served
 from tests.processes import PATIENCE_S
 from trio_bgtasks import BackgroundTaskManager
 from trio_bgtasks.mcp import Principal, http_app, principal_owner, serve_http
 
 PROMPT_S = 5
-
-
-@attrs.define
-class Answer:
-    """What came back of one request."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        """The body."""
-        return json.loads(self.body)
 
 
 @asynccontextmanager
@@ -47,72 +32,11 @@ async def serving(manager: BackgroundTaskManager, **http: Any) -> AsyncGenerator
         nursery.cancel_scope.cancel()
 
 
-async def post(
-    url: str, method: str, /, headers: dict[str, str] | None = None, **params: Any
-) -> Answer:
-    """Send one request over a connection of its own; return the answer."""
-    async with await connect(url) as stream:
-        await stream.send_all(request(url, method, headers, **params))
-        return await _answer(stream)
-
-
-async def connect(url: str) -> trio.SocketStream:
-    """Connect to a server."""
-    host, _, port = url.removeprefix("http://").removesuffix("/mcp").rpartition(":")
-    return await trio.open_tcp_stream(host.strip("[]"), int(port))
-
-
-def request(
-    url: str, method: str, /, headers: dict[str, str] | None = None, **params: Any
-) -> bytes:
-    """Return a request of 2026-07-28."""
-    params["_meta"] = {
-        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-        "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
-        "io.modelcontextprotocol/clientCapabilities": TASKS,
-    }
-    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
-    host, _, path = url.removeprefix("http://").partition("/")
-    sent = {
-        "Host": host,
-        "Content-Type": "application/json",
-        "Accept": "application/json, text/event-stream",
-        "Content-Length": str(len(body)),
-        "MCP-Protocol-Version": "2026-07-28",
-        "Mcp-Method": method,
-        **({"Mcp-Name": params["name"]} if "name" in params else {}),
-        **(headers or {}),
-    }
-    head = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
-    return f"POST /{path} HTTP/1.1\r\n{head}\r\n".encode() + body
-
-
-async def _answer(stream: trio.SocketStream) -> Answer:
-    """Read an answer; one without a length ends with the connection, or with its reader."""
-    came = b""
-    while b"\r\n\r\n" not in came:
-        came += await stream.receive_some()
-    top, _, rest = came.partition(b"\r\n\r\n")
-    first, *lines = top.decode().split("\r\n")
-    fields = dict(line.lower().split(": ", 1) for line in lines)
-    answer = Answer(int(first.split()[1]), fields, rest)
-    while len(answer.body) < int(fields.get("content-length", 1 << 40)):
-        if not (chunk := await stream.receive_some()):
-            break
-        answer.body += chunk
-    return answer
-
-
 async def create(url: str, **headers: str) -> str:
     """Start a task that has no end; return its id."""
     answer = await post(url, "tools/call", headers, name="patient", arguments={})
     task_id: str = answer.json["result"]["taskId"]
     return task_id
-
-
-def bearer(token: str) -> dict[str, str]:
-    """Return the header that a token comes in."""
-    return {"Authorization": f"Bearer {token}"}
 
 
 TOKENS = {

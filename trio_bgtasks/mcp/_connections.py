@@ -144,8 +144,13 @@ class _Places(trio.abc.Listener[trio.SocketStream]):
 
 
 @final
-class BodiesInTime:
-    """A middleware of ASGI: a request whose body does not come in time is answered with 408."""
+class Exchanges:
+    """A middleware of ASGI that brings every request to its end.
+
+    One whose body does not come in time is answered with 408. What hypercorn does after the last
+    part of an answer, closing the connection or waiting for its next request for some seconds, is
+    done: the SDK cancels it when it is told, in the middle of that, that the request has ended.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -155,7 +160,7 @@ class BodiesInTime:
         deadline = trio.current_time() + BODY_S
         more = scope["type"] == "http"
 
-        async def in_time() -> MutableMapping[str, Any]:
+        async def receive_in_time() -> MutableMapping[str, Any]:
             nonlocal more
             if not more:
                 return await receive()
@@ -165,4 +170,9 @@ class BodiesInTime:
                 return message
             raise HTTPException(408)
 
-        await self._app(scope, in_time, send)
+        async def send_to_the_end(message: MutableMapping[str, Any]) -> None:
+            ends = message["type"] == "http.response.body" and not message.get("more_body", False)
+            with trio.CancelScope(shield=ends):  # no longer than a `Connection` may write
+                await send(message)
+
+        await self._app(scope, receive_in_time, send_to_the_end)

@@ -85,7 +85,7 @@ def http_app(
     from mcp.server.auth.settings import AuthSettings  # noqa: PLC0415
     from mcp.server.transport_security import TransportSecuritySettings  # noqa: PLC0415
 
-    from ._connections import BodiesInTime  # noqa: PLC0415
+    from ._connections import Exchanges  # noqa: PLC0415
 
     names = [name for host in allowed_hosts for name in (host, f"{host}:*")]
     security = TransportSecuritySettings(
@@ -100,7 +100,7 @@ def http_app(
         auth=None if verifier is None else auth,
         token_verifier=verifier,
     )
-    app.add_middleware(BodiesInTime)
+    app.add_middleware(Exchanges)
     return app
 
 
