@@ -32,6 +32,8 @@ WRITE_S = 60.0
 """How long a client may take for the next 64 KiB of an answer."""
 BODY_S = 60.0
 """How long a client may take to send the body of a request."""
+IDLE_S = 20
+"""How long one may take for the headers of a request; clients keep idle connections for less."""
 
 _PIECE = 1 << 16
 _MOMENT_S = 0.5
@@ -54,6 +56,7 @@ async def serve_connections(
     config = Config()
     config.accesslog = None  # task ids, and whatever else is in a request, are not for a log
     config.errorlog = None
+    config.keep_alive_timeout = IDLE_S
     state = ConnectionState({})
     run = partial(TCPServer, ASGIWrapper(cast("Any", app)), config, WorkerContext(None), state)
     connections: set[Connection] = set()
