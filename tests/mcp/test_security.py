@@ -41,6 +41,8 @@ ANN, ANN_2, BOB = (f"token-of-{name}-that-nobody-knows" for name in ("ann", "ann
 SECRET = "a-secret-of-the-servers-environment"
 TOKENS = f"ann {ANN}\nann {ANN_2}\nbob {BOB}\n"
 BODY_LIMIT = 4 << 20
+FILES = 300
+"""How many files the server may open: so few that an enemy can use them up."""
 LEGACY = {"MCP-Protocol-Version": "2025-11-25", "Connection": "close"}
 
 
@@ -115,7 +117,7 @@ def started(folder: Path) -> Generator[Serving, None, None]:
     )
     with (folder / "errors").open("wb") as errors:
         process = subprocess.Popen(
-            [*PROGRAM, "serve", *options],
+            ["/bin/sh", "-c", f'ulimit -n {FILES}; exec "$@"', "sh", *PROGRAM, "serve", *options],
             stdin=subprocess.DEVNULL,
             stderr=errors,
             env=environment() | {MARK: mark, "API_KEY": SECRET},
@@ -185,7 +187,10 @@ async def test_foreign_tasks_are_unknown(serving: Serving) -> None:
     """Whatever is asked about another principal's task: the answer is, byte for byte, that about no task; and nothing comes of it."""
     started = await serving.shell("sleep 1000", run_in_background=True)
     running = started["structuredContent"]["task_id"]
-    ended = (await serving.shell("sleep 1"))["taskId"]
+    ended = (await serving.shell("true", run_in_background=True))["structuredContent"]["task_id"]
+    with trio.fail_after(PATIENCE_S):
+        while (await serving_task(serving, ended))["status"] == "working":
+            await trio.sleep(0.01)
     unknown = f"task_{uuid.uuid4().hex}"
     assert len(running) == len(ended) == len(unknown)
     before = (await serving_task(serving, running), await serving_task(serving, ended))
@@ -501,12 +506,31 @@ async def test_slow_and_half_open_connections(serving: Serving) -> None:
     before = serving.memory
     unread = await deaf(serving)
     halves = (b"", b"POST /mcp HTTP/1.1\r\nHost: ", head(serving.url, bearer(ANN), 100) + b"{")
-    async with holding(serving, 210, *halves), holding(serving, 5, unread):
+    async with holding(serving, 90, *halves), holding(serving, 5, unread):
         for _ in range(5):
             began = time.monotonic()
             await serving.is_well()
             assert time.monotonic() - began < PROMPT_S
         assert serving.memory - before < 100 << 20
+    await serving.is_well()
+
+
+async def test_connections_leave_files_for_commands(serving: Serving) -> None:
+    """However many somebody without a token opens: who is connected can start commands, and the others wait."""
+    async with await connect(serving.url) as mine, AsyncExitStack() as stack:
+        await mine.send_all(request(serving.url, "tools/list", bearer(ANN)))
+        assert (await read_answer(mine)).status == 200
+        opened, full = 0, False
+        while opened < FILES - 10 and not full:
+            with trio.move_on_after(1) as waiting:
+                await stack.enter_async_context(await connect(serving.url))
+                opened += 1
+            full = waiting.cancelled_caught
+        assert opened >= FILES // 3
+        call = {"name": "shell", "arguments": {"command": "echo here"}}
+        await mine.send_all(request(serving.url, "tools/call", bearer(ANN), **call))
+        with trio.fail_after(PATIENCE_S):
+            assert "here" in (await read_answer(mine)).json["result"]["content"][0]["text"]
     await serving.is_well()
 
 

@@ -65,7 +65,8 @@ async def serve_connections(
         connection = Connection(stream)
         connections.add(connection)
         try:
-            await run(cast("Any", connection))
+            with connection.scope:
+                await run(cast("Any", connection))
         except* Exception as error:  # whoever finds a way to raise it must not reach the others
             log.debug("a connection ended with an error", exc_info=error)
         finally:
@@ -89,16 +90,27 @@ async def serve_connections(
 
 @final
 class Connection:
-    """The stream of one client. A write that the client does not take in time closes it."""
+    """The stream of one client. A write that the client does not take in time closes it.
+
+    What is done for the client, within ``scope``, has a moment more when the client has gone;
+    hypercorn would wait for its next request.
+    """
 
     def __init__(self, stream: trio.SocketStream) -> None:
+        self.scope = trio.CancelScope()
         self._stream = stream
         self._writing = trio.CancelScope()
         self._end = math.inf
         self.socket = stream.socket
-        self.receive_some = stream.receive_some
         self.send_eof = stream.send_eof
         self.aclose = stream.aclose
+
+    async def receive_some(self, most: int) -> bytes | bytearray:
+        """Receive what has come."""
+        data = await self._stream.receive_some(most)
+        if not data:
+            self.scope.deadline = trio.current_time() + _MOMENT_S
+        return data
 
     def hang_up(self) -> None:
         """Give what is being written, and will be, one more moment."""
