@@ -90,12 +90,17 @@ class HttpClient:
         self.latencies.append(time.perf_counter() - began)
         return answer
 
-    async def go_deaf(self, task_ids: list[str]) -> None:
-        """Listen to tasks, and never read a byte of what is told."""
+    async def listen(self, task_ids: list[str]) -> None:
+        """Listen to tasks; what is told is read by `read`, or by nobody."""
         assert self._stream is not None
         self._stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         listen = self.request("subscriptions/listen", notifications={"taskIds": task_ids})
         await self._stream.send_all(listen)
+
+    async def read(self) -> None:
+        """Read whatever comes, for ever."""
+        while True:
+            await self._some()
 
     async def go_silent(self) -> None:
         """Send half of a request, and never anything again."""

@@ -24,12 +24,14 @@ from trio_bgtasks import SqliteTaskStore, TaskStatus, open_task_manager
 
 from ._http_client import HttpClient
 
+OTHERS = ("none", "live", "dead")
+
 
 @attrs.frozen(kw_only=True)
 class Load:
-    """What was measured with some dead clients; times in milliseconds."""
+    """What was measured beside some other clients; times in milliseconds."""
 
-    dead: int
+    others: str
     tasks: int
     polls: int
     p50: float
@@ -109,8 +111,12 @@ class Worker(HttpClient):
                     del left[task_id]
 
 
-async def load(folder: Path, tasks: int, clients: int, dead: int) -> Load:
-    """Start all tasks, poll each of them, let them go, and poll until all have ended."""
+async def load(folder: Path, tasks: int, clients: int, others: str, count: int) -> Load:
+    """Start all tasks, poll each of them, let them go, and poll until all have ended.
+
+    Beside them are ``count`` subscribers that are ``live``, or ``dead``: four of five never
+    read, one never ends its request; or there are ``none``.
+    """
     tokens = [f"token-of-the-benchmark-{number}" for number in range(clients)]
     async with served(folder, tokens) as (port, pid), AsyncExitStack() as stack:
         workers = [
@@ -120,22 +126,29 @@ async def load(folder: Path, tasks: int, clients: int, dead: int) -> Load:
         began = trio.current_time()
         await _together(worker.start for worker in workers)
         starts_took = trio.current_time() - began
-        for number in range(dead):
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        for number in range(count if others != "none" else 0):
             worker, token = workers[number % clients], tokens[number % clients]
             one = await stack.enter_async_context(HttpClient(port, token))
-            await (one.go_silent() if number % 5 == 4 else one.go_deaf(list(worker.tasks)))
+            if others == "dead" and number % 5 == 4:
+                await one.go_silent()
+                continue
+            await one.listen(list(worker.tasks))
+            if others == "live":
+                nursery.start_soon(one.read)
         began = trio.current_time()
         await _together(worker.look for worker in workers)
         await workers[0].call("let_go")
         await _together(worker.see_the_end for worker in workers)
         polls_took = trio.current_time() - began
         memory = _memory(pid)
+        nursery.cancel_scope.cancel()
     started = {task_id: number for worker in workers for task_id, number in worker.tasks.items()}
     assert len(started) == tasks, "an id came twice"
     await check(folder, started)
     latencies = sorted(seconds for worker in workers for seconds in worker.latencies)
     return Load(
-        dead=dead,
+        others=others,
         tasks=tasks,
         polls=len(latencies),
         p50=1000 * statistics.median(latencies),
@@ -198,20 +211,24 @@ async def timing(folder: Path, questions: int) -> Timing:
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure everything; loads with and without dead clients take turns."""
-    rounds: list[tuple[Load, Load]] = []
+    """Measure everything; the loads take turns."""
+    rounds: list[dict[str, Load]] = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         for number in range(arguments.rounds):
-            pair: list[Load] = []
-            for dead in (0, arguments.dead):
-                folder = Path(name) / f"{number}-{dead}"
+            rounds.append({})
+            for others in OTHERS:
+                folder = Path(name) / f"{number}-{others}"
                 folder.mkdir()
-                pair.append(await load(folder, arguments.tasks, arguments.clients, dead))
-            rounds.append((pair[0], pair[1]))
+                rounds[-1][others] = await load(
+                    folder, arguments.tasks, arguments.clients, others, arguments.others
+                )
         times = await timing(Path(name), arguments.questions)
     return {
         "rounds": rounds,
-        "p99_ratios": [with_dead.p99 / without.p99 for without, with_dead in rounds],
+        "p99_ratios": {
+            f"{one} / {other}": [each[one].p99 / each[other].p99 for each in rounds]
+            for one, other in (("dead", "none"), ("live", "none"), ("dead", "live"))
+        },
         "timing": times,
         "load_average": os.getloadavg()[0],
     }
@@ -222,9 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.over_http", description=__doc__)
     parser.add_argument("--tasks", type=int, default=1000, help="how many run at a time")
     parser.add_argument("--clients", type=int, default=50, help="each with a request under way")
-    parser.add_argument(
-        "--dead", type=int, default=50, help="clients that never read, or send half"
-    )
+    parser.add_argument("--others", type=int, default=50, help="subscribers beside them")
     parser.add_argument("--questions", type=int, default=1000, help="pairs of foreign and unknown")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the databases go; not a RAM disk")
@@ -233,16 +248,17 @@ def main() -> None:
     if "--json" in sys.argv:
         print(json.dumps(found, indent=2, default=attrs.asdict))
         return
-    print("| dead clients | tasks | starts/s | polls | polls/s | p50 | p99 | server |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for each in sorted((one for pair in found["rounds"] for one in pair), key=lambda one: one.dead):
+    print("| subscribers | tasks | starts/s | polls | polls/s | p50 | p99 | server |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for each in (one[others] for others in OTHERS for one in found["rounds"]):
         print(
-            f"| {each.dead} | {each.tasks:,} | {each.started_per_s:,.0f} | {each.polls:,} "
+            f"| {each.others} | {each.tasks:,} | {each.started_per_s:,.0f} | {each.polls:,} "
             f"| {each.polls_per_s:,.0f} | {each.p50:.0f} ms | {each.p99:.0f} ms "
             f"| {each.server_mb:.0f} MiB |"
         )
-    ratios = ", ".join(f"{ratio:.2f}" for ratio in found["p99_ratios"])
-    print(f"\np99 with dead clients beside p99 without, round by round: {ratios}")
+    print()
+    for name, ratios in found["p99_ratios"].items():
+        print(f"p99, {name}, by round:", ", ".join(f"{ratio:.2f}" for ratio in ratios))
     times = found["timing"]
     print(
         f"A foreign id: {times.foreign_us:.0f} us, an unknown one: {times.unknown_us:.0f} us "

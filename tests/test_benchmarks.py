@@ -36,3 +36,25 @@ def test_every_load_is_measured_beside_its_baselines(tmp_path: Path) -> None:
         }
     assert set(found["start_ms"]) == {"memory", "SQLite"}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_load_over_http_loses_nothing(tmp_path: Path) -> None:
+    """The harness loads a server, kills it, and finds every task in its database; subscribers beside it or not."""
+    sizes = ("--tasks=20", "--clients=4", "--others=5", "--questions=5", "--rounds=1")
+    command = [sys.executable, "-m", "benchmarks.over_http", "--json", *sizes]
+    done = subprocess.run(
+        [*command, f"--folder={tmp_path}"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    found = json.loads(done.stdout)
+    (loads,) = found["rounds"]
+    assert list(loads) == ["none", "live", "dead"]
+    for load in loads.values():
+        assert load["tasks"] == 20
+        assert load["polls"] >= 3 * 20
+        assert 0 < load["p50"] <= load["p99"]
+    assert found["timing"]["questions"] == 5
+    assert list(tmp_path.iterdir()) == []

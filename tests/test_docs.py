@@ -171,9 +171,10 @@ def test_every_test_named_for_a_defect_exists_and_names_it() -> None:
 # ---- the guarantees ------------------------------------------------------------------------------
 
 
-def test_every_test_named_for_a_promise_exists() -> None:
-    """The page of the guarantees names tests, and files of tests, that are there."""
-    page = (DOCS / "explanation" / "guarantees.md").read_text()
+@pytest.mark.parametrize("name", ["guarantees", "security"])
+def test_every_test_named_for_a_promise_exists(name: str) -> None:
+    """The pages of the guarantees and of attacks name tests, and files of tests, that are there."""
+    page = (DOCS / "explanation" / f"{name}.md").read_text()
     there = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", page))
     assert named
