@@ -215,5 +215,5 @@ def examples(session: nox.Session) -> None:
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """Measure; arguments after ``--`` go to the harness."""
-    session.install(".[cli]")
+    session.install(".[cli,mcp]")
     session.run("python", "-m", "benchmarks", *session.posargs)
