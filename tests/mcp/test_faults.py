@@ -105,6 +105,29 @@ async def test_what_cannot_be_passed_on(autojump_clock: MockClock) -> None:
         assert answer["structuredContent"] == {"slept": 1}
 
 
+async def test_a_form_while_the_store_fails(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever is asked within a request is left alone while the store fails, and hears how it ended after that."""
+    store = Broken()
+    async with (
+        open_task_manager(store) as manager,
+        connected(served(manager), {"elicitation": {}}, modern=False) as client,
+    ):
+        params = {"name": "ask", "arguments": {}, "task": {}}
+        task_id = (await client.request("tools/call", params))["task"]["taskId"]
+        number = await client.post("tasks/result", {"taskId": task_id})
+        await client.until(lambda: client.asked)
+        store.broken = True
+        await manager.cancel(OWNER, task_id)
+        await trio.sleep(7)
+        assert number not in client.answers
+        assert "the disk of ann is full" in caplog.text
+        store.broken = False
+        with pytest.raises(Refusal, match="The task was cancelled"):
+            await client.answer_to(number)
+
+
 async def test_collected_in_between(autojump_clock: MockClock) -> None:
     """A task that is collected while it is looked at is unknown."""
     store = Meddler()

@@ -192,6 +192,7 @@ async def test_wrong_answers_and_errors_are_not_fatal(
     async with connected(served(runtime), ELICITS, modern=False) as client:
         for wrong in (
             {"result": {"action": "accept", "content": {"ok": "yes"}}},
+            {"result": {"action": "perhaps"}},
             {"error": {"code": -1, "message": "no"}},
         ):
             task_id = (await start(client, "ask"))["taskId"]
@@ -206,6 +207,26 @@ async def test_wrong_answers_and_errors_are_not_fatal(
             question = record.open_questions[0].question_id
             await runtime.answer(OWNER, task_id, question, {"ok": True})
             assert (await client.answer_to(number))["structuredContent"] == {"0": {"ok": True}}
+
+
+async def test_a_form_does_not_hold_up_the_result(
+    autojump_clock: MockClock, runtime: BackgroundTaskManager
+) -> None:
+    """A form that nobody fills in is withdrawn when its question is answered elsewhere, and when the task ends."""
+    async with connected(served(runtime), ELICITS, modern=False) as client:
+        task_id = (await start(client, "ask", questions=2))["taskId"]
+        number = await client.post("tasks/result", {"taskId": task_id})
+        await client.until(lambda: client.asked)
+        record = await runtime.record(OWNER, task_id)
+        assert record is not None
+        first = record.open_questions[0].question_id
+        await runtime.answer(OWNER, task_id, first, {"ok": True})
+        await client.until(lambda: len(client.asked) == 2)
+        await runtime.cancel(OWNER, task_id)
+        with pytest.raises(Refusal, match="The task was cancelled"):
+            await client.answer_to(number)
+        withdrawn = [m["params"] for m in client.told if m["method"] == "notifications/cancelled"]
+        assert [one["requestId"] for one in withdrawn] == [asked["id"] for asked in client.asked]
 
 
 async def test_the_result_of_a_stopped_task_asks_whether_to_resume(

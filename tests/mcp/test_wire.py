@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import attrs
-import jsonschema_rs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mcp_types import ElicitRequest, Task
 
+from tests.mcp.schemas import check
 from trio_bgtasks import (
     CancelRequested,
     ExternalRef,
@@ -44,7 +42,6 @@ from trio_bgtasks.mcp._wire import (
 )
 from trio_bgtasks.testing import strategies
 
-SCHEMA = json.loads((Path(__file__).parent / "data" / "schema.json").read_text("utf-8"))
 PAYLOADS = {"completed": "result", "failed": "error", "input_required": "inputRequests"}
 
 pages = st.none() | st.builds(
@@ -56,18 +53,6 @@ pages = st.none() | st.builds(
     dropped_bytes=st.just(0),
 )
 retentions = st.none() | st.floats(0, 1e9)
-
-
-def check(name: str, value: Any) -> None:
-    """Raise unless a value fits a definition of the extension's schema."""
-    validator(name).validate(value)
-
-
-@cache
-def validator(name: str) -> Any:
-    """Return the validator of a definition."""
-    schema = {"$ref": f"#/$defs/{name}", "$defs": SCHEMA["$defs"]}
-    return jsonschema_rs.validator_for(schema)
 
 
 @given(record=strategies.records(), page=pages, retention_s=retentions, can_answer=st.booleans())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import trio
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import ServerMessageMetadata
 from mcp_types import INVALID_PARAMS, ElicitRequest, ElicitRequestFormParams, ElicitResult
@@ -16,6 +17,7 @@ from .._tool import ToolError
 from ._protocol import Context, log, task_errors
 from ._questions import RESUME, answer_of, resume_key
 from ._toolbox import Toolbox
+from ._watch import News
 from ._wire import shown
 
 RELATED_TASK = "io.modelcontextprotocol/related-task"
@@ -36,31 +38,62 @@ class Answers:
         self._manager = manager
         self._toolbox = toolbox
 
-    async def ask_new(self, ctx: Context, record: TaskRecord, asked: set[str]) -> bool:
-        """Ask the client, within its request, what the task asks and is not in ``asked`` yet.
+    async def ask_new(self, ctx: Context, record: TaskRecord, asked: set[str], news: News) -> bool:
+        """Ask the client, within its request, one thing that the task asks and is not in ``asked``.
 
-        Tell if there was anything. What is not answered, or not well, stays open.
+        Tell if there was one: then look again. What is not answered, or not well, stays open; what
+        is not open any more is withdrawn, so that no form holds up the request.
         """
         questions = cast("dict[str, Any]", shown(record, can_answer=True).questions or {})
-        new = [key for key in questions if key not in asked]
-        for key in new:
-            asked.add(key)
-            await self._ask(ctx, record, key, questions[key]["params"])
-        return bool(new)
+        for key in questions:
+            if key not in asked:
+                asked.add(key)
+                await self._ask(ctx, record, key, questions[key]["params"], news)
+                return True
+        return False
 
-    async def _ask(self, ctx: Context, record: TaskRecord, key: str, form: dict[str, Any]) -> None:
+    async def _ask(
+        self, ctx: Context, record: TaskRecord, key: str, form: dict[str, Any], news: News
+    ) -> None:
+        try:
+            response = await self._response(ctx, record, key, form, news)
+            if response is not None:
+                with task_errors():
+                    await self.give(record, key, response)
+        except Exception as error:  # noqa: BLE001 - whatever the client says, the request goes on
+            log.warning("question %s of %s is not answered: %s", key, record.task_id, error)
+
+    async def _response(
+        self, ctx: Context, record: TaskRecord, key: str, form: dict[str, Any], news: News
+    ) -> JsonObject | None:
+        """Return what the client answers; None if the question was closed before that."""
         related = {RELATED_TASK: {"taskId": record.task_id}}
         params = ElicitRequestFormParams.model_validate({**form, "_meta": related})
         channel = ServerMessageMetadata(related_request_id=ctx.request_id)
-        try:
+        responses: list[JsonObject] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._closed, record, key, news, nursery.cancel_scope)
             answer = await ctx.session.send_request(
                 ElicitRequest(params=params), ElicitResult, metadata=channel
             )
-            with task_errors():
-                response = answer.model_dump(mode="json", by_alias=True, exclude_none=True)
-                await self.give(record, key, response)
-        except MCPError as error:
-            log.warning("question %s of %s is not answered: %s", key, record.task_id, error)
+            responses.append(answer.model_dump(mode="json", by_alias=True, exclude_none=True))
+            nursery.cancel_scope.cancel()
+        return responses[0] if responses else None
+
+    async def _closed(
+        self, record: TaskRecord, key: str, news: News, scope: trio.CancelScope
+    ) -> None:
+        """Cancel the scope as soon as the question is not open any more."""
+        while True:
+            try:
+                now = await self._manager.record(record.owner_thread_id, record.task_id)
+            except Exception as error:  # noqa: BLE001 - a store may fail in any way
+                log.warning("not seen if %s of %s is open: %s", key, record.task_id, error)
+            else:
+                if now is None or key not in (shown(now, can_answer=True).questions or {}):
+                    scope.cancel()
+                    return
+            await news.next()
 
     async def give(self, record: TaskRecord, key: str, response: object) -> None:
         """Pass on one response, which should be an ``ElicitResult``.

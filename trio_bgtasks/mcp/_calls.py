@@ -21,7 +21,7 @@ from .._background import BackgroundCapable
 from .._json import JsonObject
 from .._outcome import describe, leaves
 from .._parameters import RUN_IN_BACKGROUND_PARAM
-from .._records import OutputPage, Progress
+from .._records import OutputPage, Progress, TaskRecord
 from .._tool import InternalError, Tool, ToolCallContext, ToolError, ToolResult
 from ._answers import Answers
 from ._look import Seen, output_end
@@ -37,6 +37,7 @@ from ._protocol import (
 )
 from ._toolbox import Toolbox, is_required
 from ._view import View
+from ._watch import News
 from ._wire import call_result, tool_call_result
 
 MOMENT_S = 0.5
@@ -176,11 +177,13 @@ class Calls:
                         if progress is not None and progress != told:
                             told = progress
                             await ctx.session.report_progress(*attrs.astuple(progress))
-                        if record is not None and _can_be_asked(ctx):
-                            await self._answers.ask_new(ctx, record, asked)
-                        await news.next()
+                        if record is None or not await self._ask(ctx, record, asked, news):
+                            await news.next()
         except Exception as error:  # noqa: BLE001 - the call itself goes on
             log.debug("nothing more of %s is passed on: %r", task_id, error)
+
+    async def _ask(self, ctx: Context, record: TaskRecord, asked: set[str], news: News) -> bool:
+        return _can_be_asked(ctx) and await self._answers.ask_new(ctx, record, asked, news)
 
     async def _execute(
         self, tool: Tool, args: JsonObject, context: ToolCallContext

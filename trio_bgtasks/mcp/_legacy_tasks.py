@@ -136,7 +136,7 @@ class LegacyTasks:
         async with ctx.lifespan_context.watch(self._view.owner(ctx), [params.task_id]) as news:
             while not (seen := await self._view.known(ctx, params.task_id)).state.is_terminal:
                 asks = seen.state.questions is not None  # and the client can answer
-                if not asks or not await self._answers.ask_new(ctx, seen.record, asked):
+                if not asks or not await self._answers.ask_new(ctx, seen.record, asked, news):
                     await news.next()
         related: JsonObject = {RELATED_TASK: {"taskId": params.task_id}}
         if seen.state.result is not None:
