@@ -174,7 +174,7 @@ def clients(session: nox.Session) -> None:
 @nox.session
 def planted(session: nox.Session) -> None:
     """Shrink every planted bug and write the table of them; names after ``--`` are those wanted."""
-    session.install("-e", ".[testing]", *groups("tests"))
+    session.install("-e", ".[mcp,testing]", *groups("tests"))
     session.run("python", "-m", "tests.property.planted", *session.posargs)
 
 

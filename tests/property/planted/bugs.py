@@ -19,7 +19,9 @@ from tests.property.planted import (
     runtime_stores,
     stores,
     tools,
+    wire,
 )
+from tests.property.wire_machine import WireMachine
 from trio_bgtasks.testing import (
     BackgroundToolMachine,
     LifecycleMachine,
@@ -39,7 +41,7 @@ class PlantedBug:
     Attributes:
         name: Where it is: ``module.name``.
         wrong: What is wrong, in a sentence.
-        machine: Which machine of the kit finds it.
+        machine: Which machine finds it: of the kit, or that of the MCP server.
         report: A pattern: the first line of what the machine says.
         steps: How many rules are tried in a row.
         plant: Makes the machine that runs on it.
@@ -112,6 +114,7 @@ _RUNTIME_MANAGERS = "runtime_managers", RuntimeMachine, 30
 _RUNTIME_DAMAGE = "runtime_damage", RuntimeMachine, 30
 _RUNTIME_QUESTIONS = "runtime_questions", RuntimeMachine, 30
 _TOOLS = "tools", BackgroundToolMachine, 12
+_WIRE = "wire", WireMachine, 30
 
 BUGS: list[PlantedBug] = [
     *_bugs(*_APPLIES, lambda bug, _: applies.judged_by_the_promises(bug), applies.PROMISES),
@@ -124,4 +127,5 @@ BUGS: list[PlantedBug] = [
     *_bugs(*_RUNTIME_DAMAGE, runtime_managers.machine_with, runtime_damage.PLANTED),
     *_bugs(*_RUNTIME_QUESTIONS, runtime_managers.machine_with, runtime_questions.PLANTED),
     *_bugs(*_TOOLS, _tool, [(tool, rf"^{tool.__name__} .*({say})") for tool, say in tools.PLANTED]),
+    *_bugs(*_WIRE, wire.machine_with, wire.PLANTED),
 ]
