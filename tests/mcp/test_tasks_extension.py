@@ -220,6 +220,9 @@ async def test_errors_of_answered_calls(
         assert refusal.value.code == -32603
         shown = await client.call("work", output="said\n")
         assert shown["content"][0]["text"] == "said\n"
+        shown = await client.call("fail", output="said\n")
+        assert [block["text"] for block in shown["content"]] == ["said\n", "ValueError: wrong"]
+        assert shown["isError"] is True
 
 
 async def test_a_task_that_stopped_for_good_has_failed(

@@ -170,9 +170,9 @@ async def work(execution: BackgroundExecution, seconds: float = 0, output: str =
 
 
 @background_tool
-async def fail(kind: str = "value") -> None:
-    """Raise."""
-    await trio.lowlevel.checkpoint()
+async def fail(execution: BackgroundExecution, kind: str = "value", output: str = "") -> None:
+    """Write and raise."""
+    await execution.write_output(output)
     raise InternalError("broken") if kind == "internal" else ValueError("wrong")
 
 

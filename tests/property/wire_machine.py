@@ -72,6 +72,13 @@ class WireMachine(WireRules):
         await self.answered(job, key, "close" if "close" in whats else "accept")
         self.happened("two answers")
 
+    @precondition(lambda self: len(self.jobs) < MOST_JOBS)
+    @rule(name=modern, tool=st.sampled_from(["work", "again"]), first=st.sampled_from(sorted(ENDS)))
+    @in_trio
+    async def call_for_a_moment(self, name: str, tool: str, first: str) -> None:
+        """What ends within a moment is answered so, and is a task all the same."""
+        await self.called(await self.line(name), Call(tool, first))
+
     # ---- one after another, which chance alone seldom does -------------------------------------
 
     @precondition(lambda self: any(job.live for job in self.jobs))
@@ -123,7 +130,7 @@ class WireMachine(WireRules):
         line, old = [await self.line(f"{job.client.owner}{era}") for era in ("", " 2025")]
         self.tell(job, ORDERS["ask"](job))
         await self.rest()
-        await self.look(job.client.owner, job)
+        await self.look_in_both_eras(job)
         old.post("tasks/result", {"taskId": job.task_id})
         await self.rest()
         if what is not None:
@@ -133,6 +140,7 @@ class WireMachine(WireRules):
             await self.post_answer(line, job, key, ANSWERS["accept"]).result()
             await self.answered(job, key, "accept")
         await self.rest()
+        await self.look_in_both_eras(job)
 
     # ---- the store -----------------------------------------------------------------------------
 

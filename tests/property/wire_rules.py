@@ -176,33 +176,31 @@ class WireRules(WireStage):
 
     # ---- looking -------------------------------------------------------------------------------
 
-    @rule(name=names, number=numbers, method=st.sampled_from(["get", "cancel", "update", "result"]))
+    @rule(name=names, number=numbers)
     @in_trio
-    async def ask_for_others(self, name: str, number: int, method: str) -> None:
+    async def ask_for_others(self, name: str, number: int) -> None:
         """Somebody else's task, whatever is asked, is one that nobody has; what an era lacks is no method."""
-        line = await self.line(name)
-        job = self.job(number)
-        mine = job.client.owner == line.client.owner
-        params: Message = {"inputResponses": {"q1": ACCEPT}} if method == "update" else {}
-        there, lacks = await self.both(line, f"tasks/{method}", params, UNKNOWN, job, mine=mine)
-        code = -32602
-        if method == ("result" if line.client.modern else "update"):
-            code = -32601  # of the other era
-        elif not line.client.takes_tasks:
-            code = -32021
-        assert lacks["code"] == code, f"{method} of an unknown task: {lacks}, not {code}"
-        if there is not None:
-            assert json.dumps(there) == json.dumps(lacks), (
-                f"foreign is told from unknown: {there}, {lacks}"
-            )
-            self.happened(f"foreign and unknown are alike: {method}")
+        line, job = await self.line(name), self.job(number)
+        for method in ("get", "cancel", "update", "result"):
+            params: Message = {"inputResponses": {"q1": ACCEPT}} if method == "update" else {}
+            there, lacks = await self.both(line, f"tasks/{method}", params, job)
+            code = -32602
+            if method == ("result" if line.client.modern else "update"):
+                code = -32601  # of the other era
+            elif not line.client.takes_tasks:
+                code = -32021
+            assert lacks["code"] == code, f"{method} of an unknown task: {lacks}, not {code}"
+            if there is not None:
+                alike = json.dumps(there) == json.dumps(lacks)
+                assert alike, f"foreign is told from unknown: {there}, {lacks}"
+                self.happened(f"foreign and unknown are alike: {method}")
 
     async def both(
-        self, line: Line, method: str, params: Message, unknown: str, job: Job, *, mine: bool
+        self, line: Line, method: str, params: Message, job: Job
     ) -> tuple[Message | None, Message]:
         """Ask for what nobody has, and, if it is a stranger's, for a task."""
-        lacks = (await line.post(method, {"taskId": unknown, **params}).answered())["error"]
-        if mine or job.task_id is None:
+        lacks = (await line.post(method, {"taskId": UNKNOWN, **params}).answered())["error"]
+        if job.client.owner == line.client.owner or job.task_id is None:
             return None, lacks
         answer = await line.post(method, {"taskId": job.task_id, **params}).answered()
         assert "error" in answer, f"{line.client} is told of {job}: {answer}"

@@ -68,7 +68,7 @@ class Subscription:
     line: Line
     request: Request
     jobs: list[Job]
-    number: int | None = None
+    number: Any = None
     told: dict[str, int] = attrs.field(factory=dict[str, int])
     last: dict[str, Message] = attrs.field(factory=dict[str, Message])
 
@@ -318,7 +318,7 @@ class WireStage(TrioStateMachine):
                 break
         else:
             raise AssertionError(f"nobody listens: {params}")
-        task_id = params["taskId"]
+        task_id: str = params["taskId"]
         assert task_id in {job.task_id for job in subscription.jobs}, f"not asked for: {params}"
         since = subscription.told.get(task_id, subscription.request.stamp)
         subscription.told[task_id] = self.see(line, params, since)
@@ -350,9 +350,13 @@ class WireStage(TrioStateMachine):
         """Look at one task, in both eras: what is not asked for, nobody sees."""
         job = self.jobs[self.turn % len(self.jobs)]
         names = [job.client.owner, f"{job.client.owner} 2025"]
-        if job.task_id is not None:
-            await self.look(names[self.turn // len(self.jobs) % 2], job)
+        await self.look(names[self.turn // len(self.jobs) % 2], job)
         self.turn += 1
+
+    async def look_in_both_eras(self, job: Job) -> None:
+        """Ask for a task as each era does."""
+        for era in ("", " 2025"):
+            await self.look(job.client.owner + era, job)
 
     async def look(self, name: str, job: Job) -> Message:
         """Ask for a task; it has to be there if it is known to be."""
@@ -415,9 +419,7 @@ class WireStage(TrioStateMachine):
         await self.rest()
         await self.reopen()
         for job in self.jobs:
-            if job.task_id is not None:
-                for name in (job.client.owner, f"{job.client.owner} 2025"):
-                    await self.look(name, job)
+            await self.look_in_both_eras(job)
         self.drop(*self.lines)
         await self.machine.shut_down()
 

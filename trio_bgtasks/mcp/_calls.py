@@ -111,8 +111,6 @@ class Calls:
         result = await self._execute(
             tool, {**args, RUN_IN_BACKGROUND_PARAM: True}, self._context(ctx, owner)
         )
-        if not isinstance(result, ToolResult):
-            return result
         match result.data:
             case {"task_id": str(task_id)} if not result.is_error:
                 pass  # started, or how it stands: a task all the same
@@ -136,8 +134,6 @@ class Calls:
                 result = await self._execute(tool, args, context)
         else:
             result = await self._execute(tool, args, context)
-        if not isinstance(result, ToolResult):
-            return result
         return tool_call_result(result, await self._output_of(owner, result.metadata))
 
     async def _output_of(self, owner: str, metadata: JsonObject) -> OutputPage | None:
@@ -185,19 +181,20 @@ class Calls:
     async def _ask(self, ctx: Context, record: TaskRecord, asked: set[str], news: News) -> bool:
         return _can_be_asked(ctx) and await self._answers.ask_new(ctx, record, asked, news)
 
-    async def _execute(
-        self, tool: Tool, args: JsonObject, context: ToolCallContext
-    ) -> ToolResult | JsonObject:
-        """Return what a tool answers, or the answer for what it raises."""
+    async def _execute(self, tool: Tool, args: JsonObject, context: ToolCallContext) -> ToolResult:
+        """Return what a tool answers, or an error that says what it raises."""
         try:
             tool.validate_args(args)
             return await tool.execute(args, context)
         except InternalError as error:
             raise MCPError(INTERNAL_ERROR, str(error)) from error
         except ToolError as error:
-            return call_result(None, message=str(error), is_error=True)
+            text = str(error)
         except Exception as error:  # noqa: BLE001 - the model is to know; the record has it, too
-            return call_result(None, message=describe(leaves(error)), is_error=True)
+            text = describe(leaves(error))
+        # What its task wrote before that, if it was one, is shown as for any other answer.
+        metadata: JsonObject = {"task_id": context.task_id}
+        return attrs.evolve(ToolResult.error("", text), metadata=metadata)
 
     def _context(self, ctx: Context, owner: str) -> ToolCallContext:
         return ToolCallContext(
