@@ -163,13 +163,12 @@ class Job:
         self.attempts.append(attempt)
         self.push(Truth("running", attempt.number))
         sending, orders = attempt.orders
+        order = Order("checkpoint")  # nothing was ordered yet
         if first and attempt.number == 1:
             sending.send_nowait(ORDERS[cast("What", first)](self))
         try:
             async with trio.open_nursery() as nursery:
-                async for order in orders:  # pragma: no branch (the channel is not closed)
-                    if order.what in ENDS:
-                        break
+                while (order := await orders.receive()).what not in ENDS:
                     await self._obey(attempt, order, nursery)
                 self.change(withdrawn)
                 nursery.cancel_scope.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import cast
 
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
@@ -18,6 +19,7 @@ from .wire_rules import (
     Call,
     WireRules,
     askers,
+    eras,
     modern,
     numbers,
     open_keys,
@@ -25,7 +27,7 @@ from .wire_rules import (
 )
 from .wire_stage import may_be_gone
 
-IN_VAIN: list[What | None] = [None, None, "finish", "fail", "break", "stop"]
+IN_VAIN = ["answer", "cancel", *sorted(ENDS)]
 EVERY_CALL = ["apply", "load", "list_owner", "children", "history", "read_output"]
 broken = st.sampled_from([["apply"], ["load"], ["read_output"], ["children"], EVERY_CALL])
 
@@ -35,13 +37,13 @@ class WireMachine(WireRules):
 
     # ---- at the same time ----------------------------------------------------------------------
 
-    @rule(names=st.lists(modern, min_size=2, max_size=2), number=numbers, what=orders)
+    @precondition(lambda self: any(job.live for job in self.jobs))
+    @rule(eras=st.lists(eras, min_size=2, max_size=2), number=numbers, what=orders)
     @in_trio
-    async def cancel_and_go_on(self, names: list[str], number: int, what: What) -> None:
+    async def cancel_and_go_on(self, eras: list[str], number: int, what: What) -> None:
         """While the tool does something, two clients cancel its task and ask how it stands."""
-        lines, job = [await self.line(name) for name in names], self.job(number)
-        if job.live is None or any(one.client.owner != job.client.owner for one in lines):
-            return
+        job = self.live(number)
+        lines = [await self.line(job.client.owner + era) for era in eras]
         self.tell(job, ORDERS[what](job))
         looks = lines[0].post("tasks/get", {"taskId": job.task_id})
         request = self.post_cancel(lines[1], job)
@@ -121,20 +123,23 @@ class WireMachine(WireRules):
             await self.answered(job, keys[0], what)
         self.happened("a late answer")
 
-    @precondition(lambda self: any(job.live for job in self.jobs))
+    @precondition(lambda self: any(job.live and job.client.owner == "ann" for job in self.jobs))
     @rule(number=numbers, what=st.sampled_from(IN_VAIN))
     @in_trio
-    async def asked_in_vain(self, number: int, what: What | None) -> None:
+    async def asked_in_vain(self, number: int, what: str) -> None:
         """Somebody waits for a result, and is asked what is answered elsewhere, or not at all."""
-        job = self.live(number)
+        live = [job for job in self.jobs if job.live and job.client.owner == "ann"]
+        job = live[number % len(live)]
         line, old = [await self.line(f"{job.client.owner}{era}") for era in ("", " 2025")]
         self.tell(job, ORDERS["ask"](job))
         await self.rest()
         await self.look_in_both_eras(job)
         old.post("tasks/result", {"taskId": job.task_id})
         await self.rest()
-        if what is not None:
-            self.tell(job, ORDERS[what](job))
+        if what == "cancel":
+            await self.cancelled(line, job, self.post_cancel(line, job))
+        elif what != "answer":
+            self.tell(job, ORDERS[cast("What", what)](job))
         elif open_keys(job):
             key = open_keys(job)[0]
             await self.post_answer(line, job, key, ANSWERS["accept"]).result()

@@ -75,7 +75,11 @@ def _rules(bug: PlantedBug, failure: BaseException) -> Iterator[str]:
 
 
 def _row(bug: PlantedBug, shrunk: Shrunk) -> str:
-    said = re.sub(r"\bex_[0-9a-f]{32}\b", "ex_…", shrunk.said).replace("|", "/").replace("`", "'")
+    said = (
+        re.sub(r"\b(ex|task)_[0-9a-f]{32}\b", r"\1_…", shrunk.said)
+        .replace("|", "/")
+        .replace("`", "'")
+    )
     if len(said) > _MOST:
         said = said[: _MOST - 1] + "…"
     name, machine, steps = f"`{bug.name}`", f"`{bug.machine.__name__}`", str(len(shrunk.rules))
