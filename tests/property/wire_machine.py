@@ -11,6 +11,7 @@ from hypothesis.stateful import precondition, rule
 
 from trio_bgtasks.testing import in_trio
 
+from .wire_changes import open_keys
 from .wire_jobs import ENDS, ORDERS, What
 from .wire_looks import INTERNAL_ERROR
 from .wire_rules import (
@@ -22,7 +23,6 @@ from .wire_rules import (
     eras,
     modern,
     numbers,
-    open_keys,
     orders,
 )
 from .wire_stage import may_be_gone
