@@ -151,7 +151,8 @@ class Line:
             ElicitRequest.model_validate(message, by_name=False)
             self.take(self, None, message)
         elif message["method"] == "notifications/cancelled":
-            del self.forms[message["params"]["requestId"]]
+            # Also of a form that was withdrawn just before it was sent: then there is none.
+            self.forms.pop(message["params"]["requestId"], None)
         else:
             _check_notification(self.client, message)
             self.take(self, None, message)
