@@ -16,14 +16,26 @@ from typing import Any
 import pytest
 import trio
 from mcp import Client, StdioServerParameters
+from trio.testing import MockClock
 
 from tests.cli.command import PROGRAM, Cli, environment
 from tests.processes import PATIENCE_S, until
-from trio_bgtasks import TaskStatus, Tool, ToolDescriptor, ToolResult
+from trio_bgtasks import (
+    MemoryTaskStore,
+    Success,
+    TaskResult,
+    TaskStatus,
+    Tool,
+    ToolDescriptor,
+    ToolResult,
+    open_task_manager,
+)
+from trio_bgtasks._outcome import leaves
 from trio_bgtasks.cli import _serve
 from trio_bgtasks.cli._serve import Service, read_tokens
 from trio_bgtasks.cli._session import CommandError, Session, UsageError
 from trio_bgtasks.mcp import Principal
+from trio_bgtasks.testing import FaultyStore
 from trio_bgtasks.testing._processes import MARK
 
 SERVE = ("serve", "--env", MARK)  # the test looks for the processes that have it
@@ -162,9 +174,43 @@ def _call(url: str, token: str | None, arguments: dict[str, Any]) -> tuple[int, 
 )
 async def test_what_does_not_go_together(service: Service, words: str, tmp_path: Path) -> None:
     """It is a usage error that names the options."""
-    with pytest.raises(UsageError) as found:
+    with pytest.raises((UsageError, ExceptionGroup)) as found:
         await _serve.serve(Session(tmp_path / "tasks.db", json=False), service)
-    assert words in str(found.value)
+    (error,) = leaves(found.value)
+    assert isinstance(error, UsageError)
+    assert words in str(error)
+
+
+async def test_notices_of_clients_are_acknowledged(
+    store: MemoryTaskStore, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody reads them, so they would pile up for ever; those of others are left; a store may fail."""
+    assert autojump_clock is not None
+    broken = FaultyStore(store)
+
+    async def left() -> list[str]:
+        owners = ("mcp:http:ann", "mcp:x", "thread")
+        return [owner for owner in owners if await store.notices(owner)]
+
+    async with open_task_manager(broken) as manager, trio.open_nursery() as nursery:
+        nursery.start_soon(_serve._forget_notices, manager)
+        for wave in range(2):
+            for owner in ("mcp:http:ann", "mcp:x", "thread"):
+                await manager.spawn(owner, "t", "", _done)
+            await trio.sleep(1)
+            assert len(await left()) == 3
+            if wave == 0:
+                broken.break_down("owners")
+                await trio.sleep(601)
+                assert "not deleted yet" in caplog.text
+                broken.repair()
+            await trio.sleep(600)
+            assert await left() == ["thread"]
+        nursery.cancel_scope.cancel()
+
+
+async def _done(_: trio.CancelScope) -> TaskResult:
+    return Success()
 
 
 def test_hosts_are_read_as_urls_have_them() -> None:

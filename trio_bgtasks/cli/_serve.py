@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import stat
 import sys
@@ -16,7 +17,13 @@ from typing import Any, cast, final
 import attrs
 import trio
 
-from .. import ManagerConfig, SqliteTaskStore, Tool, open_task_manager
+from .. import (
+    BackgroundTaskManager,
+    ManagerConfig,
+    SqliteTaskStore,
+    Tool,
+    open_task_manager,
+)
 from ..mcp import (
     OwnerOf,
     Principal,
@@ -27,15 +34,19 @@ from ..mcp import (
     serve_http,
     serve_stdio,
 )
+from ..mcp._owners import CLIENTS
 from ..tools import GuardedShell
 from ._session import CommandError, Exit, Session, UsageError, complain
 
 _SHORTEST_TOKEN = 16
+_NOTICES_S = 600
 # What commands need to find their programs, their user and a language: nothing that is a secret.
 HARMLESS = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "TMPDIR"),
     *("LANG", "LC_*", "TZ"),
 )
+
+log = logging.getLogger("trio_bgtasks.mcp")
 
 
 @attrs.frozen(kw_only=True)
@@ -66,13 +77,28 @@ async def serve(session: Session, service: Service) -> int:
     async with (
         SqliteTaskStore.open(session.db) as store,
         open_task_manager(store, config=service.config) as manager,
+        trio.open_nursery() as nursery,
     ):
+        nursery.start_soon(_forget_notices, manager)
         server = build_server(manager, tools, owner_of=_owner_of(service))
         if http is None:
             await serve_stdio(server)
         else:
             await http.serve(server)
+        nursery.cancel_scope.cancel()
     return Exit.COMPLETED
+
+
+async def _forget_notices(manager: BackgroundTaskManager) -> None:
+    """Acknowledge the notices of clients, now and then: they look themselves, nobody reads them."""
+    while True:
+        try:
+            for owner in await manager.owners():
+                while owner.startswith(CLIENTS) and await manager.take_notices(owner):
+                    pass
+        except Exception as error:  # noqa: BLE001 - a store may fail in any way
+            log.warning("notices are not deleted yet: %s: %s", type(error).__name__, error)
+        await trio.sleep(_NOTICES_S)
 
 
 def _owner_of(service: Service) -> OwnerOf:

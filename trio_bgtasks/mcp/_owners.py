@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 OwnerOf: TypeAlias = "Callable[[ServerRequestContext[Any, Any]], str]"
 """Returns the owner thread of whoever makes a request."""
 
+CLIENTS = "mcp:"
+"""How the owner threads of clients and principals begin."""
 _DIGEST = 32
 
 
@@ -51,12 +53,12 @@ def principal_owner(ctx: ServerRequestContext[Any, Any]) -> str:
     """
     user = None if ctx.request is None else ctx.request.scope.get("user")
     token = getattr(user, "access_token", None)
-    return "mcp:http" if token is None else _owner("http", token.client_id)
+    return f"{CLIENTS}http" if token is None else _owner("http", token.client_id)
 
 
 def _owner(*parts: str) -> str:
     """Return an owner thread that no other parts have; readable, if it is short enough."""
-    text = ":".join(("mcp", *(quote(part, safe="/ ", errors="surrogatepass") for part in parts)))
+    text = CLIENTS + ":".join(quote(part, safe="/ ", errors="surrogatepass") for part in parts)
     if len(text) <= MAX_ID and text == text.strip():
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:_DIGEST]
