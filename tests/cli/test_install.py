@@ -51,10 +51,12 @@ def test_what_is_printed_is_what_is_written(
     home: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """Each client has its own file and key; the entry starts this very installation."""
     monkeypatch.setattr(sys, "platform", platform)
-    call = ["install", client, "--name", "shell", "--", "--root", "/a b", "--deny", "*rm *"]
+    root = str(tmp_path_factory.mktemp("a b"))
+    call = ["install", client, "--name", "shell", "--", "--root", root, "--deny", "*rm *"]
     assert run_app(call) == 0
     printed, where = capsys.readouterr()
     path = home / FILES[platform][client]
@@ -66,7 +68,7 @@ def test_what_is_printed_is_what_is_written(
     assert entry.pop("type", "stdio") == "stdio"
     assert entry == {
         "command": sys.executable,
-        "args": ["-P", "-m", "trio_bgtasks.cli", "serve", "--root", "/a b", "--deny", "*rm *"],
+        "args": ["-P", "-m", "trio_bgtasks.cli", "serve", "--root", root, "--deny", "*rm *"],
     }
     assert path.stat().st_mode & 0o777 == 0o600
 
@@ -90,7 +92,7 @@ def test_nothing_else_is_changed(home: Path, capsys: pytest.CaptureFixture[str])
     path = home / ".cursor" / "mcp.json"
     path.parent.mkdir()
     path.symlink_to(real)
-    for number, root in (("", "/a"), ("1", "/b")):
+    for number, root in (("", "/"), ("1", os.path.realpath("/tmp"))):
         text = path.read_text(encoding="utf-8")
         assert run_app(["install", "cursor", "--write", "--", "--root", root]) == 0
         backup = path.with_name(f"mcp.json.bak{number}")
@@ -102,9 +104,9 @@ def test_nothing_else_is_changed(home: Path, capsys: pytest.CaptureFixture[str])
     assert real.stat().st_mode & 0o777 == 0o640
     settings = json.loads(real.read_text(encoding="utf-8"))
     ours = settings["mcpServers"].pop("trio-bgtasks")
-    assert ours["args"][-1] == "/b"
+    assert ours["args"][-1] == root
     assert settings == json.loads(before)
-    assert run_app(["install", "cursor", "--write", "--", "--root", "/b"]) == 0
+    assert run_app(["install", "cursor", "--write", "--", "--root", root]) == 0
     assert "has it already" in capsys.readouterr().out
     assert sorted(os.listdir(path.parent)) == ["mcp.json", "mcp.json.bak", "mcp.json.bak1"]
     assert os.listdir(real.parent) == ["mcp.json"]
@@ -145,6 +147,50 @@ def test_an_empty_file_is_as_good_as_none(home: Path) -> None:
     path.write_bytes(b" \n")
     assert run_app(["install", "vscode", "--write"]) == 0
     assert list(json.loads(path.read_text())["servers"]) == ["trio-bgtasks"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--root", "~/x"], "the client starts the server in some folder: --root {home}/x"),
+        (["--root", "/no such"], "root is no directory"),
+        (["--db", "x"], "the client starts the server in some folder: --db {cwd}/x"),
+        (["--tools", "x.py:y"], "the client starts the server in some folder: --tools {cwd}/x.py"),
+        (["--tools", "no_such:y"], "cannot load no_such:y"),
+        (["--http", "127.0.0.1:1"], "over stdio: leave out --http"),
+        (["--deadline-s", "-1"], "attempt_deadline_s"),
+        (["--no-such"], "Unknown option"),
+    ],
+)
+def test_what_could_not_start_is_not_written(
+    options: list[str], words: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would fail in the client, where nobody sees it."""
+    assert run_app(["install", "cursor", "--write", "--", *options]) in (1, 2)
+    said = " ".join(capsys.readouterr().err.split())
+    assert words.format(home=home, cwd=Path.cwd()) in said
+    assert os.listdir(home) == []
+
+
+def test_options_of_the_server_stand_behind_dashes(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who forgets them is told, and not of an option that is spelled alike."""
+    assert run_app(["install", "cursor", "--root", "/"]) == 2
+    assert "What is for serve stands behind --." in capsys.readouterr().err
+    assert os.listdir(home) == []
+
+
+def test_it_needs_what_the_server_needs(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the SDK the entry would be of no use."""
+    monkeypatch.delitem(sys.modules, "trio_bgtasks.cli._serve", raising=False)
+    monkeypatch.setitem(sys.modules, "hypercorn", None)
+    monkeypatch.setitem(sys.modules, "trio_bgtasks.mcp", None)
+    assert run_app(["install", "cursor", "--write"]) == 1
+    assert "install trio-bgtasks[cli,mcp]" in capsys.readouterr().err
+    assert os.listdir(home) == []
 
 
 def test_a_write_that_fails_leaves_the_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

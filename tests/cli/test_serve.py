@@ -156,13 +156,24 @@ def _call(url: str, token: str | None, arguments: dict[str, Any]) -> tuple[int, 
         (Service(no_shell=True, allow=("x",)), "--allow, --deny, --root and --env are about"),
         (Service(no_shell=True, env=("x",)), "--allow, --deny, --root and --env are about"),
         (
+            Service(root=Path("no such place")),
+            "root is no directory",
+        ),
+        (
+            Service(no_shell=True, tools=(f"{__name__}:quiet", f"{__name__}:quiet")),
+            "two tools have the id",
+        ),
+        (
             Service(env=("KEY=secret",)),
             "--env takes names of variables that are set here: --env 'KEY'",
         ),
-        (Service(tools=("module",)), "--tools takes module:attribute, not 'module'"),
+        (
+            Service(tools=("module",)),
+            "--tools takes module:attribute or file.py:attribute, not 'module'",
+        ),
         (Service(tokens=Path("x")), "go with --http"),
         (Service(no_tokens=True), "go with --http"),
-        (Service(allowed_hosts=("x",)), "go with --http"),
+        (Service(allowed_host=("x",)), "go with --http"),
         *(
             (Service(http=address, no_tokens=True), "--http takes HOST:PORT")
             for address in ("", "8000", ":8000", "host:", "host:x", "host:65536", "host:-1")
@@ -242,7 +253,7 @@ def failing() -> Tool:
 @pytest.mark.parametrize(("name", "count"), [("quiet", 1), ("several", 2), ("Quiet", 1)])
 def test_tools_of_ones_own(name: str, count: int) -> None:
     """A tool, several, or what returns them; of a module that the folder has, or Python."""
-    tools = _serve._tools(Service(no_shell=True, tools=(f"{__name__}:{name}",)))
+    tools = _serve._tools(Service(no_shell=True, tools=(f"{__name__}:{name}",)), None)
     assert [type(tool) for tool in tools] == [Quiet] * count
 
 
@@ -252,10 +263,24 @@ def test_a_module_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     for _ in range(2):
-        (tool,) = _serve._loaded("my_own_tools:quiet")
+        (tool,) = _serve._loaded("my_own_tools:quiet", tmp_path)
         assert tool is quiet
     assert sys.path[-1] == str(tmp_path)
     assert sys.path.count(str(tmp_path)) == 1
+
+
+def test_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found wherever the server is started, and not taken for a module of the same name."""
+    file = tmp_path / "json.py"
+    file.write_text(f"import beside\nfrom {__name__} import quiet\n")
+    (tmp_path / "beside.py").touch()
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tool,) = _serve._loaded(f"{file}:quiet", None)
+    assert tool is quiet
+    monkeypatch.chdir(tmp_path)
+    (tool,) = _serve._loaded("json.py:quiet", None)
+    assert tool is quiet
+    assert sys.modules["json"] is json
 
 
 @pytest.mark.parametrize(
@@ -266,12 +291,15 @@ def test_a_module_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.Monk
         (f"{__name__}:failing", "LookupError: not configured"),
         (f"{__name__}:nothing", "is no Tool, but a object"),
         (f"{__name__}:TOKEN", "is no Tool, but a str"),
+        (f"{__name__}:_done", "it is a plain function: @background_tool makes a tool of one"),
+        (f"{__name__}:tokens_file", "it is a plain function"),
+        ("no_such_file.py:x", "FileNotFoundError"),
     ],
 )
 def test_tools_that_cannot_be_had(name: str, words: str) -> None:
     """The error names them, and what was wrong."""
     with pytest.raises(CommandError) as found:
-        _serve._loaded(name)
+        _serve._loaded(name, None)
     assert words in str(found.value)
     assert name in str(found.value)
 
@@ -280,7 +308,7 @@ def test_commands_see_what_is_harmless_and_what_is_named(monkeypatch: pytest.Mon
     """Nothing else of the server's environment, where a client keeps its keys."""
     for name in ("LC_ALL", "API_KEY", "APP_ONE", "APP_TWO", "LD_PRELOAD_X", "PATHS"):
         monkeypatch.setenv(name, "x")
-    (shell,) = _serve._tools(Service(env=("APP_*",)))
+    (shell,) = _serve._tools(Service(env=("APP_*",)), None)
     env = shell._env  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     assert env["PATH"] == os.environ["PATH"]
     assert {"LC_ALL", "APP_ONE", "APP_TWO"} <= env.keys()

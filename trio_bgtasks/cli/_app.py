@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import attrs
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.validators import mutually_exclusive
 
-from .. import InvalidArguments, ManagerConfig, UnknownTask
+from .. import InvalidArguments, UnknownTask
 from .._json import check_id
 from ._session import OWNER, Command, CommandError, Exit, UsageError, complain, execute, said
+
+if TYPE_CHECKING:
+    from ._serve import Service
 
 # Each command loads what it needs when it runs: most of them only look, and are to be quick.
 # ruff: noqa: PLC0415
@@ -250,8 +253,9 @@ def serve(
 ) -> int:
     """Serve a shell, and tools of your own, to clients of MCP: over stdio, unless --http is given.
 
-    What runs in the background outlives the connection; its record and output outlive the server. A
-    server that ends stops what runs, to be resumed. No option makes the shell a sandbox.
+    What runs in the background outlives the request and, over HTTP, the connection; its record and
+    output outlive the server. A server that ends, as over stdio with its client, stops what runs,
+    to be resumed. No option makes the shell a sandbox.
 
     Args:
         http: Serve at http://HOST:PORT/mcp instead.
@@ -259,7 +263,7 @@ def serve(
         no_tokens: Serve whoever can reach the port, which must be one of this machine only.
         allowed_host: A further name under which clients reach the server. Repeatable.
         owner: Who owns the tasks. Default: each client (stdio) or each name of a token (HTTP).
-        tools: module:attribute of tools of yours. Repeatable.
+        tools: module:attribute or file.py:attribute of tools of yours. Repeatable.
         no_shell: Serve those only.
         allow: Run only commands that match a pattern. Repeatable.
         deny: Never run commands that match a pattern. Repeatable.
@@ -272,34 +276,20 @@ def serve(
         output_bytes: How much output of a task is kept; the newest is.
         db: The database file. Default: $TRIO_BGTASKS_DB, else one in your state folder.
     """
+    options = dict(locals())
+    del options["db"]
+    service = _service(options)
+    from ._serve import serve
+
+    return execute(partial(serve, service=service), db=db, json=False)
+
+
+def _service(options: Mapping[str, Any]) -> Service:
     try:
-        config = ManagerConfig(
-            attempts_per_owner=attempts_per_owner,
-            attempts_total=attempts_total,
-            attempt_deadline_s=deadline_s,
-            retention_s=retention_s,
-            output_bytes=output_bytes,
-        )
-        from ._serve import Service, serve
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+        from ._serve import Service
     except ImportError as error:
         raise CommandError(f"{error.name} is missing: install trio-bgtasks[cli,mcp]") from None
-    service = Service(
-        http=http,
-        tokens=tokens,
-        no_tokens=no_tokens,
-        allowed_hosts=allowed_host,
-        owner=owner,
-        tools=tools,
-        no_shell=no_shell,
-        allow=allow or None,
-        deny=deny,
-        root=root,
-        env=env,
-        config=config,
-    )
-    return execute(partial(serve, service=service), db=db, json=False)
+    return Service.of(options)
 
 
 @app.command
@@ -320,7 +310,15 @@ def install(
     """
     from ._install import install
 
-    app.parse_args(["serve", *arguments], exit_on_error=False, print_error=False)  # or an error
+    _, given, _ = app.parse_args(["serve", *arguments], exit_on_error=False, print_error=False)
+    given.apply_defaults()
+    db: Path | None = given.arguments.pop("db")
+    service = _service(given.arguments)
+    from ._serve import check_for_clients
+
+    check_for_clients(service)
+    if db is not None and not db.is_absolute():
+        raise UsageError(f"the client starts the server in some folder: --db {db.absolute()}")
     return install(client, name=name, arguments=arguments, write=write)
 
 
@@ -350,9 +348,15 @@ def run_app(tokens: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.OTHER
     except Exception as error:  # noqa: BLE001 - whatever it is, it is said in one line
-        complain(str(error) if isinstance(error, CycloptsError) else said(error))
+        complain(_usage(error, tokens) if isinstance(error, CycloptsError) else said(error))
         return _code_of(error)
     return Exit.COMPLETED if code is None else code
+
+
+def _usage(error: CycloptsError, tokens: Sequence[str]) -> str:
+    if tokens[0] == "install" and "--" not in tokens:
+        return f"{error} What is for serve stands behind --."
+    return str(error)
 
 
 def _command_first(tokens: Sequence[str]) -> list[str]:

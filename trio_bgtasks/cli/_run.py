@@ -112,7 +112,10 @@ async def resume(session: Session, task_ids: tuple[str, ...]) -> int:
 
 def _check_resumable(record: TaskRecord, task_type: str) -> None:
     if record.task_type != task_type:
-        reason = f"it is a {record.task_type} task; only {task_type} tasks can be resumed here"
+        reason = (
+            f"it is a {record.task_type} task; only {task_type} tasks can be resumed here, others "
+            "by a call of their own tool with the task_id"
+        )
         raise TaskNotResumable(record.task_id, reason)
     if record.status is not TaskStatus.STOPPED:
         raise TaskNotStopped(record.task_id, record.status)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import inspect
 import logging
 import os
 import stat
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast, final
 
 import attrs
@@ -36,10 +39,11 @@ from ..mcp import (
 )
 from ..mcp._owners import CLIENTS
 from ..tools import GuardedShell
-from ._session import CommandError, Exit, Session, UsageError, complain
+from ._session import CommandError, Exit, Session, UsageError, complain, said
 
 _SHORTEST_TOKEN = 16
 _NOTICES_S = 600
+_LIMITS = {"deadline_s": "attempt_deadline_s"}  # where the manager has another name
 # What commands need to find their programs, their user and a language: nothing that is a secret.
 HARMLESS = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "TMPDIR"),
@@ -56,23 +60,57 @@ class Service:
     http: str | None = None
     tokens: Path | None = None
     no_tokens: bool = False
-    allowed_hosts: Sequence[str] = ()
+    allowed_host: Sequence[str] = ()
     owner: str | None = None
     no_shell: bool = False
     tools: Sequence[str] = ()
-    allow: Sequence[str] | None = None
+    allow: Sequence[str] = ()
     deny: Sequence[str] = ()
     root: Path | None = None
     env: Sequence[str] = ()
     config: ManagerConfig = attrs.field(factory=ManagerConfig)
 
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Service:
+        """Take the options of the command, those of the manager among them.
+
+        Raises:
+            UsageError: the manager cannot have one of them.
+        """
+        own = {field.name for field in attrs.fields(cls)}
+        limits = {_LIMITS.get(name, name): options[name] for name in options.keys() - own}
+        try:
+            config = ManagerConfig(**limits)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        return cls(config=config, **{name: options[name] for name in options.keys() & own})
+
+
+def check_for_clients(service: Service) -> None:
+    """Refuse what no client could start from a folder of its choice.
+
+    Raises:
+        UsageError, CommandError: what is wrong, and what to write instead.
+    """
+    if service.http is not None:
+        raise UsageError("clients start the server over stdio: leave out --http")
+    files = [name.rpartition(":")[0] for name in service.tools]
+    paths = [("--tools", Path(file)) for file in files if file.endswith(".py")]
+    if service.root is not None:
+        paths.append(("--root", service.root))
+    for option, path in paths:
+        if not path.is_absolute():
+            there = path.expanduser().absolute()
+            raise UsageError(f"the client starts the server in some folder: {option} {there}")
+    _tools(service, None)
+
 
 async def serve(session: Session, service: Service) -> int:
     """Serve until the client goes (stdio), or until a signal; tasks are then stopped, not lost."""
     with redirect_stdout(sys.stderr):  # what a module prints is no message for the client
-        tools = _tools(service)
+        tools = _tools(service, Path.cwd())
     http = None if service.http is None else _Http.of(service)
-    if http is None and (service.tokens or service.no_tokens or service.allowed_hosts):
+    if http is None and (service.tokens or service.no_tokens or service.allowed_host):
         raise UsageError("--tokens, --no-tokens and --allowed-host go with --http")
     async with (
         SqliteTaskStore.open(session.db) as store,
@@ -80,7 +118,10 @@ async def serve(session: Session, service: Service) -> int:
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(_forget_notices, manager)
-        server = build_server(manager, tools, owner_of=_owner_of(service))
+        try:
+            server = build_server(manager, tools, owner_of=_owner_of(service))
+        except ValueError as error:  # two of them have one id
+            raise UsageError(str(error)) from None
         if http is None:
             await serve_stdio(server)
         else:
@@ -110,7 +151,7 @@ def _owner_of(service: Service) -> OwnerOf:
 # ---- what is served ------------------------------------------------------------------------------
 
 
-def _tools(service: Service) -> list[Tool]:
+def _tools(service: Service, folder: Path | None) -> list[Tool]:
     tools: list[Tool] = []
     for pattern in service.env:
         if "=" in pattern:
@@ -120,19 +161,21 @@ def _tools(service: Service) -> list[Tool]:
         env = {
             name: value for name, value in os.environ.items() if _is_handed_on(name, service.env)
         }
-        tools.append(
-            GuardedShell(
-                allow=service.allow,
+        try:
+            shell = GuardedShell(
+                allow=service.allow or None,
                 deny=service.deny,
                 root=service.root,
                 env=env,
                 supports_resume=True,
             )
-        )
-    elif service.allow is not None or service.deny or service.root is not None or service.env:
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        tools.append(shell)
+    elif service.allow or service.deny or service.root is not None or service.env:
         raise UsageError("--allow, --deny, --root and --env are about the shell")
     for name in service.tools:
-        tools += _loaded(name)
+        tools += _loaded(name, folder)
     if not tools:
         raise UsageError("there is nothing to serve: name --tools, or leave out --no-shell")
     return tools
@@ -142,27 +185,54 @@ def _is_handed_on(name: str, more: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in (*HARMLESS, *more))
 
 
-def _loaded(name: str) -> list[Tool]:
-    """Import ``module:attribute``: a tool, several, or a function that returns them."""
-    module, _, attribute = name.partition(":")
+def _loaded(name: str, folder: Path | None) -> list[Tool]:
+    """Import ``module:attribute`` or ``file.py:attribute``; return the tools that are there.
+
+    A module may be one of ``folder``. The attribute is a tool, several, or a function without
+    parameters that returns them.
+    """
+    module, _, attribute = name.rpartition(":")
     if not module or not attribute:
-        raise UsageError(f"--tools takes module:attribute, not {name!r}")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # the last, so that it hides no other module
+        raise UsageError(f"--tools takes module:attribute or file.py:attribute, not {name!r}")
     try:
-        found: Any = importlib.import_module(module)
+        found: Any = _module(module, folder)
         for part in attribute.split("."):
             found = getattr(found, part)
         if not isinstance(found, Tool) and callable(found):
-            found = found()
+            found = _called(found)
     except Exception as error:
-        raise CommandError(f"cannot load {name}: {type(error).__name__}: {error}") from error
+        raise CommandError(f"cannot load {name}: {said(error)}") from error
     tools = list(cast("Iterable[object]", found)) if isinstance(found, Iterable) else [found]
     for tool in tools:
         if not isinstance(tool, Tool):
             raise CommandError(f"{name} is no Tool, but a {type(tool).__name__}")
     return cast("list[Tool]", tools)
+
+
+def _called(function: Callable[..., Any]) -> object:
+    """Return the tools that a function returns; a tool that was meant itself is told apart."""
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        whole = False
+    else:
+        whole = not inspect.iscoroutinefunction(function)
+    if not whole:
+        raise CommandError("it is a plain function: @background_tool makes a tool of one")
+    return function()
+
+
+def _module(name: str, folder: Path | None) -> ModuleType:
+    file = Path(name).absolute() if name.endswith(".py") else None
+    place = folder if file is None else file.parent
+    if place is not None and str(place) not in sys.path:
+        sys.path.append(str(place))  # the last, so that it hides no other module
+    spec = None if file is None else importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        return importlib.import_module(name)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 # ---- over HTTP -----------------------------------------------------------------------------------
@@ -189,7 +259,7 @@ class _Http:
                 "user of this machine for one, can run commands as you"
             )
         tokens = None if service.tokens is None else TokensFile(service.tokens)
-        return cls(host, int(port), tokens, service.allowed_hosts)
+        return cls(host, int(port), tokens, service.allowed_host)
 
     async def serve(self, server: Any) -> None:
         """Serve for ever; say where."""

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from enum import IntEnum
@@ -143,10 +144,13 @@ async def _serve(command: Command, session: Session) -> int:
 
 
 class _StderrHandler(logging.Handler):
-    """Warnings of the library, one line each, wherever standard error is at that moment."""
+    """Warnings of the library, with their tracebacks, wherever standard error is at that moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
         complain(f"{record.levelname.lower()}: {record.getMessage()}")
+        if record.exc_info:
+            for line in "".join(traceback.format_exception(*record.exc_info)).splitlines():
+                complain(line)
 
 
 def _log_to_stderr(level: int) -> None:

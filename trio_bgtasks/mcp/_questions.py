@@ -117,20 +117,23 @@ def answer_of(question: Question, content: JsonObject | None) -> Any:
     if ANSWER not in fields:
         raise ValueError(f"content must have a field {ANSWER!r}")
     value = fields[ANSWER]
-    if _is_simple(question.schema):
+    if _is_simple(_typed(question.schema)) or not isinstance(value, str):
         return value
     try:
-        return json.loads(cast("str", value))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{ANSWER!r} must be JSON: {error}") from None
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value  # people leave the quotes out
 
 
 def _form(schema: JsonObject) -> JsonObject:
     if _is_form(schema):
         kept = ("$schema", "type", "properties", "required")
-        return {name: schema[name] for name in kept if name in schema}
-    field: JsonObject = schema
-    if not _is_simple(schema):
+        form: JsonObject = {name: schema[name] for name in kept if name in schema}
+        fields = cast("JsonObject", schema["properties"])
+        form["properties"] = {name: _typed(field) for name, field in fields.items()}
+        return form
+    field = _typed(schema)
+    if not _is_simple(field):
         text = f"JSON that fits this schema: {json.dumps(schema)}"
         field = {"type": "string", "description": text}
     return {"type": "object", "properties": {ANSWER: field}, "required": [ANSWER]}
@@ -141,8 +144,15 @@ def _is_form(schema: JsonObject) -> bool:
     return (
         schema.get("type") == "object"
         and isinstance(properties, dict)
-        and all(_is_simple(field) for field in properties.values())
+        and all(_is_simple(_typed(field)) for field in properties.values())
     )
+
+
+def _typed(schema: JsonValue) -> JsonValue:
+    """Return the schema of a choice of strings with its type, which a form has to name."""
+    if isinstance(schema, dict) and "type" not in schema and {"enum", "oneOf"} & schema.keys():
+        return {"type": "string", **schema}
+    return schema
 
 
 def _is_simple(schema: object) -> bool:
