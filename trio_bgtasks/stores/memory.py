@@ -182,7 +182,7 @@ class MemoryTaskStore:
             for name in _BRINGS.get(type(event), ()):
                 if fields[name] is not None:
                     fields[name] = copy_json(fields[name], max_bytes=_ANY_SIZE)
-            if isinstance(event, QuestionAsked | QuestionAnswered):
+            if after.questions and isinstance(event, QuestionAsked | QuestionAnswered):
                 copy = partial(copy_json, max_bytes=_ANY_SIZE)
                 fields["questions"] = copied_questions(fields["questions"], copy)
         except NotJson as error:
