@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.mcp.conformance.server import FailingJob
 from tests.mcp.wire import FORM, OWNER, Refusal, Wire, connected, hello, served
-from trio_bgtasks import BackgroundTaskManager, background_tool
+from trio_bgtasks import BackgroundExecution, BackgroundTaskManager, Stopped, background_tool
 from trio_bgtasks.mcp import chosen_owner
 
 ELICITS: dict[str, Any] = {"elicitation": {}}
@@ -161,6 +161,27 @@ async def test_a_push_ends_with_its_task(
         await client.request("ping")
 
 
+@background_tool(supports_resume=True)
+async def confirm(execution: BackgroundExecution) -> Any:
+    """Stop; then report progress, work and ask."""
+    if execution.attempt == 1:
+        return Stopped("paused")
+    await execution.report_progress(1)
+    await trio.sleep(60)
+    return await execution.ask("Sure?", FORM)
+
+
+async def test_a_push_ends_when_its_task_stops(
+    autojump_clock: MockClock, runtime: BackgroundTaskManager
+) -> None:
+    """It may never go on, and nothing would tell that the client has gone."""
+    async with connected(served(runtime, confirm), modern=False) as client:
+        task_id = (await start(client, "confirm"))["taskId"]
+        await runtime.wait(OWNER, task_id)
+        await wait_all_tasks_blocked()
+        assert runtime.statistics().subscribers == 0
+
+
 # ---- questions -----------------------------------------------------------------------------------
 
 
@@ -272,6 +293,23 @@ async def test_a_call_is_asked_and_told_of_progress(
         assert runtime.statistics().subscribers == 0
 
 
+async def test_a_call_that_resumes_is_asked_and_told_too(
+    autojump_clock: MockClock, runtime: BackgroundTaskManager
+) -> None:
+    """Its task is the one that it names."""
+    async with connected(served(runtime, confirm), ELICITS, modern=False) as client:
+        await client.request("tools/call", {"name": "confirm", "arguments": {}})
+        (task,) = await runtime.list_tasks(OWNER)
+        arguments = {"task_id": task.task_id}
+        params = {"name": "confirm", "arguments": arguments, "_meta": {"progressToken": "mine"}}
+        number = await client.post("tools/call", params)
+        await client.until(lambda: client.asked)
+        assert [message["method"] for message in client.told] == ["notifications/progress"]
+        answer = {"action": "accept", "content": {"ok": True}}
+        await client.send({"id": client.asked[-1]["id"], "result": answer})
+        assert (await client.answer_to(number))["structuredContent"] == {"ok": True}
+
+
 async def test_a_client_that_cannot_be_asked(
     autojump_clock: MockClock, runtime: BackgroundTaskManager
 ) -> None:
@@ -304,6 +342,8 @@ async def test_what_cannot_be_a_task(
         with pytest.raises(Refusal, match="not today") as refusal:
             await start(client, "picky")
         assert refusal.value.code == -32602
+        with pytest.raises(Refusal, match="run_in_background must be a boolean"):
+            await start(client, "work", run_in_background=None)
         with pytest.raises(Refusal, match="Unknown tool"):
             await start(client, "unknown")
         with pytest.raises(Refusal) as refusal:

@@ -567,14 +567,28 @@ async def test_who_does_not_read_does_not_hold_up_the_end(tmp_path: Path) -> Non
         assert ran == [TaskStatus.STOPPED, TaskStatus.COMPLETED]
 
 
-async def test_an_error_of_one_connection(serving: Serving) -> None:
-    """A request that hypercorn itself fails at, from somebody without a token, ends its own connection only."""
+def _fatal() -> bytes:
     client = H2Connection(H2Configuration(validate_outbound_headers=False))
     client.initiate_connection()
     client.send_headers(1, [(":method", "CONNECT"), (":authority", "x")], end_stream=True)
+    return client.data_to_send()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0",
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n\r\n",
+        _fatal(),
+    ],
+    ids=["at once", "later", "by an upgrade", "what hypercorn fails at"],
+)
+async def test_who_asks_for_http_2_is_cut_off(serving: Serving, data: bytes) -> None:
+    """At once: in HTTP/2 a client without a token could keep its connection, and the server, for ever."""
     async with await connect(serving.url) as stream:
-        await stream.send_all(client.data_to_send())
-        with trio.fail_after(PATIENCE_S):
+        await stream.send_all(data)
+        with trio.fail_after(PROMPT_S):
             while await stream.receive_some():
                 pass
     await serving.is_well()

@@ -223,4 +223,6 @@ async def test_lines(
     """Lines are cut from whatever pieces come; one that is too long is one that is no message."""
     monkeypatch.setattr(_stdio, "MAX_LINE", 8)
     reader: Any = Chunks(*chunks)
-    assert [line async for line in _stdio._Lines(reader)] == lines
+    scope = trio.CancelScope()
+    assert [line async for line in _stdio._Lines(reader, scope)] == lines
+    assert trio.current_time() <= scope.deadline <= trio.current_time() + 1

@@ -545,6 +545,32 @@ async def test_listeners_are_bounded(
         await client.until(lambda: len(client.told) == 2)
 
 
+async def test_listeners_of_one_owner_leave_others_theirs(
+    autojump_clock: MockClock, runtime: BackgroundTaskManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is each owner's own."""
+    monkeypatch.setattr("trio_bgtasks.mcp._tasks_extension._MOST_LISTENERS", 1)
+    owners = iter(["ann", "bob", "bob"])
+    async with connected(served(runtime, owner_of=lambda _: next(owners))) as client:
+        for count in (1, 2):
+            await client.post("subscriptions/listen", {"notifications": {}})
+            await client.until(lambda count=count: len(client.told) == count)
+        with pytest.raises(Refusal, match="Too many subscriptions"):
+            await client.request("subscriptions/listen", {"notifications": {}})
+
+
+@pytest.mark.parametrize("value", [0, "", None, [], "true"])
+async def test_only_booleans_say_where_a_call_runs(
+    autojump_clock: MockClock, runtime: BackgroundTaskManager, value: object
+) -> None:
+    """Anything else is refused, and starts nothing."""
+    async with connected(served(runtime), TASKS) as client:
+        refused = await client.call("work", run_in_background=value)
+        assert refused["isError"]
+        assert "run_in_background must be a boolean" in refused["content"][0]["text"]
+    assert await runtime.list_tasks(OWNER) == []
+
+
 async def test_a_listener_survives_gc(
     autojump_clock: MockClock, runtime: BackgroundTaskManager
 ) -> None:

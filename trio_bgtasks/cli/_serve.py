@@ -109,6 +109,8 @@ async def serve(session: Session, service: Service) -> int:
     """Serve until the client goes (stdio), or until a signal; tasks are then stopped, not lost."""
     with redirect_stdout(sys.stderr):  # what a module prints is no message for the client
         tools = _tools(service, Path.cwd())
+    # The SDK logs every host and session that it refuses, as long as they are.
+    logging.getLogger("mcp").setLevel(logging.ERROR)
     http = None if service.http is None else _Http.of(service)
     if http is None and (service.tokens or service.no_tokens or service.allowed_host):
         raise UsageError("--tokens, --no-tokens and --allowed-host go with --http")
@@ -144,6 +146,8 @@ async def _forget_notices(manager: BackgroundTaskManager) -> None:
 
 def _owner_of(service: Service) -> OwnerOf:
     if service.owner is not None:
+        if service.tokens is not None:
+            complain("warning: all names of --tokens have the same tasks, those of --owner")
         return chosen_owner(service.owner)
     return client_owner(Path.cwd()) if service.http is None else principal_owner
 

@@ -75,7 +75,8 @@ class Calls:
     async def _answer(self, ctx: Context, params: CallToolRequestParams) -> JsonObject:
         tool = self._toolbox.named(params.name)
         args: JsonObject = params.arguments or {}
-        if isinstance(tool, BackgroundCapable) and not args.get(RUN_IN_BACKGROUND_PARAM):
+        background = args.get(RUN_IN_BACKGROUND_PARAM, False) is not False  # or no boolean
+        if isinstance(tool, BackgroundCapable) and not background:
             if declares_extension(ctx):
                 return await self._call_as_task(ctx, tool, args)
             if is_required(tool):
@@ -130,7 +131,8 @@ class Calls:
         owner = self._view.owner(ctx)
         context = self._context(ctx, owner)
         if isinstance(tool, BackgroundCapable):
-            with self._relayed(ctx, context):
+            task_id = self._toolbox.resumed_by(tool, args) or context.task_id or ""
+            with self._relayed(ctx, owner, task_id):
                 result = await self._execute(tool, args, context)
         else:
             result = await self._execute(tool, args, context)
@@ -149,19 +151,18 @@ class Calls:
             return None
 
     @contextmanager
-    def _relayed(self, ctx: Context, context: ToolCallContext) -> Generator[None, None, None]:
-        """Within the block, pass on what the call's task tells and asks to who can take it."""
+    def _relayed(self, ctx: Context, owner: str, task_id: str) -> Generator[None, None, None]:
+        """Within the block, pass on what a task tells and asks to who can take it."""
         wants_progress = "progress_token" in (ctx.meta or {})
         scope = trio.CancelScope()
         if wants_progress or _can_be_asked(ctx):
-            ctx.lifespan_context.start_soon(self._relay, scope, ctx, context)
+            ctx.lifespan_context.start_soon(self._relay, scope, ctx, owner, task_id)
         try:
             yield
         finally:
             scope.cancel()
 
-    async def _relay(self, scope: trio.CancelScope, ctx: Context, context: ToolCallContext) -> None:
-        owner, task_id = context.thread_id or "", context.task_id or ""
+    async def _relay(self, scope: trio.CancelScope, ctx: Context, owner: str, task_id: str) -> None:
         told: Progress | None = None
         asked: set[str] = set()
         try:

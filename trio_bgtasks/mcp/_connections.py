@@ -58,7 +58,7 @@ async def serve_connections(
     config.errorlog = None
     config.keep_alive_timeout = IDLE_S
     state = ConnectionState({})
-    run = partial(TCPServer, ASGIWrapper(cast("Any", app)), config, WorkerContext(None), state)
+    run = partial(_Http1, ASGIWrapper(cast("Any", app)), config, WorkerContext(None), state)
     connections: set[Connection] = set()
 
     async def serve(stream: trio.SocketStream) -> None:
@@ -86,6 +86,19 @@ async def serve_connections(
             finally:
                 for connection in connections:
                     connection.hang_up()
+
+
+@final
+class _Http1(TCPServer):
+    """A connection of HTTP/1.1, which ends when its client asks for HTTP/2.
+
+    In that, hypercorn waits without an end for windows to open, and does not know of idle clients.
+    """
+
+    async def _read_data(self) -> None:
+        # Past the wrapper, which would replace it by HTTP/2.
+        self.protocol = cast("Any", self.protocol.protocol)
+        await super()._read_data()
 
 
 @final

@@ -16,6 +16,7 @@ from mcp_types import (
 from .._background import BackgroundCapable
 from .._json import JsonObject
 from .._parameters import RUN_IN_BACKGROUND_PARAM
+from .._records import TaskStatus
 from ._answers import RELATED_TASK, Answers
 from ._calls import Calls
 from ._look import Seen
@@ -64,7 +65,9 @@ class LegacyTasks:
         tool = self._toolbox.named(call.name)
         if not isinstance(tool, BackgroundCapable):
             raise unknown_method(ctx)
-        args = {k: v for k, v in (call.arguments or {}).items() if k != RUN_IN_BACKGROUND_PARAM}
+        args = dict(call.arguments or {})
+        if not isinstance(args.pop(RUN_IN_BACKGROUND_PARAM, True), bool):
+            raise MCPError(INVALID_PARAMS, f"{RUN_IN_BACKGROUND_PARAM} must be a boolean")
         seen = await self._calls.start(ctx, tool, args)
         if not isinstance(seen, Seen):
             raise MCPError(INVALID_PARAMS, text_of(seen))
@@ -76,7 +79,7 @@ class LegacyTasks:
     async def _push_status(
         self, watch: Watch, ctx: Context, task_id: str, told: JsonObject
     ) -> None:
-        """Tell the client that started a task whenever it looks different, until it has ended."""
+        """Tell the client that started a task whenever it looks different, until it has stopped."""
         session: ServerSession = ctx.session
         try:
             async with watch.watch(self._view.owner(ctx), [task_id]) as news:
@@ -87,7 +90,7 @@ class LegacyTasks:
                         told = task
                         push = StatusPush(params=task)
                         await session.send_notification(push)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - not in its union
-                    if seen.state.is_terminal:
+                    if seen.state.is_terminal or seen.record.status is TaskStatus.STOPPED:
                         return
                     await news.next()
         except Exception as error:  # noqa: BLE001 - the client is gone, or asks by itself

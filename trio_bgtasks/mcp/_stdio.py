@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAX_LINE = 4 << 20
 """Bytes of the longest message that is read; as over HTTP."""
+_MOMENT_S = 1.0
 _Streams: TypeAlias = tuple[trio.abc.ReceiveStream, trio.abc.SendStream]
 _TOO_LONG = "\0"  # no JSON: passed over, as any other line that is none
 
@@ -22,16 +23,19 @@ _TOO_LONG = "\0"  # no JSON: passed over, as any other line that is none
 async def serve_stdio(server: Server[Any]) -> None:
     """Serve the client at the other end of standard input and output, until it closes them.
 
-    Returns at the end of input, and at once when cancelled; tasks go on for as long as their
-    manager does. Meanwhile descriptor 0 is empty and 1 is standard error, so that nothing that a
-    tool prints, or starts, gets between the messages.
+    Returns at the end of input, with a moment for what the client has not read yet, and at once
+    when cancelled; tasks go on for as long as their manager does. Meanwhile descriptor 0 is empty
+    and 1 is standard error, so that nothing that a tool prints, or starts, gets between the
+    messages.
     """
     from mcp.server.stdio import stdio_server  # noqa: PLC0415 - it takes a second to import
 
     async with _standard_streams() as (stdin, stdout):
-        streams = stdio_server(cast("Any", _Lines(stdin)), cast("Any", _Writer(stdout)))
-        async with streams as (reading, writing):
-            await server.run(reading, writing, server.create_initialization_options())
+        with trio.CancelScope() as scope:
+            lines = _Lines(stdin, scope)
+            streams = stdio_server(cast("Any", lines), cast("Any", _Writer(stdout)))
+            async with streams as (reading, writing):
+                await server.run(reading, writing, server.create_initialization_options())
 
 
 @asynccontextmanager
@@ -63,10 +67,14 @@ def _claimed(number: int, instead: str | None) -> Generator[int, None, None]:
 
 @final
 class _Lines:
-    """The lines of a stream, as text; one that is too long is one that is no message."""
+    """The lines of a stream, as text; one that is too long is one that is no message.
 
-    def __init__(self, stream: trio.abc.ReceiveStream) -> None:
+    At its end, the scope has a moment more.
+    """
+
+    def __init__(self, stream: trio.abc.ReceiveStream, scope: trio.CancelScope) -> None:
         self._stream = stream
+        self._scope = scope
 
     async def __aiter__(self) -> AsyncGenerator[str, None]:
         rest, too_long = b"", False
@@ -82,6 +90,7 @@ class _Lines:
             rest += tail
             if len(rest) > MAX_LINE:
                 rest, too_long = b"", True
+        self._scope.deadline = trio.current_time() + _MOMENT_S
 
 
 @final

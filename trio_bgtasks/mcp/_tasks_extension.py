@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from hashlib import sha256
 from typing import Any
 
@@ -33,6 +34,7 @@ from ._protocol import (
 from ._view import View
 
 _MOST_LISTENERS = 1024
+"""Subscriptions of one owner: another's are not its to use up."""
 _MOST_TASKS = 1000
 
 
@@ -42,7 +44,7 @@ class TasksExtension:
     def __init__(self, view: View, answers: Answers) -> None:
         self._view = view
         self._answers = answers
-        self._listeners = 0
+        self._listeners = Counter[str]()
 
     async def get(self, ctx: Context, params: TaskParams) -> JsonObject:
         """Answer ``tasks/get``: the whole task."""
@@ -88,19 +90,20 @@ class TasksExtension:
         if asked is not None:
             require_extension(ctx)
         task_ids = _checked_ids(asked)
-        if self._listeners >= _MOST_LISTENERS:
+        owner = self._view.owner(ctx)
+        if self._listeners[owner] >= _MOST_LISTENERS:
             raise MCPError(INTERNAL_ERROR, "Too many subscriptions")
-        self._listeners += 1
+        self._listeners[owner] += 1
         try:
-            await self._listen(ctx, task_ids)
+            await self._listen(ctx, owner, task_ids)
         finally:
-            self._listeners -= 1
+            self._listeners[owner] -= 1
+            self._listeners += Counter()  # without those that are zero
         raise AssertionError  # pragma: no cover - it ends by cancellation only
 
-    async def _listen(self, ctx: Context, task_ids: list[str]) -> None:
+    async def _listen(self, ctx: Context, owner: str, task_ids: list[str]) -> None:
         assert ctx.request_id is not None
         meta = {SUBSCRIPTION_ID_META_KEY: ctx.request_id}
-        owner = self._view.owner(ctx)
         known = [i for i in task_ids if await self._view.find(ctx, owner, i) is not None]
         honored = SubscriptionFilter.model_validate({"taskIds": known} if known else {})
         acknowledged = SubscriptionsAcknowledgedNotificationParams(

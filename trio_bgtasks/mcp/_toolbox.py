@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -72,6 +73,14 @@ class Toolbox:
         if tool is None:
             raise MCPError(INVALID_PARAMS, f"Unknown tool: {name}")
         return tool
+
+    def resumed_by(self, tool: BackgroundCapable, args: JsonObject) -> str | None:
+        """Return the id of the task that a call resumes, if it does."""
+        with suppress(Exception):  # what is wrong with them, the call itself tells
+            for one in self.resumable.values():
+                if one.capable is tool:
+                    return one.tool.task_id_from_args(args)
+        return None
 
     async def resume(self, record: TaskRecord) -> None:
         """Resume a stopped task with the arguments that it had.
