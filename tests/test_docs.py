@@ -8,6 +8,7 @@ import doctest
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ PAGES = [
 DEFECTS = DOCS / "explanation" / "original-defects.md"
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_INCLUDED = re.compile(r"^```\{literalinclude\} (\S+)\n```$", re.MULTILINE)  # a whole file
 _FILE = re.compile(r"# (\w+\.py)\n")
 _LIKE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -86,10 +88,16 @@ class Example:
 def test_examples_run_and_print_what_the_page_says(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every example of the README, tutorial, how-to guides and reference runs as it stands."""
+    """Every example of the README, tutorial, how-to guides and reference runs as it stands.
+
+    A file that the page shows as a whole is there for them.
+    """
     monkeypatch.chdir(tmp_path)
     example = Example(tmp_path)
-    for language, text in _BLOCK.findall(page.read_text()):
+    written = page.read_text()
+    for path in _INCLUDED.findall(written):
+        shutil.copy(page.parent / path, tmp_path)
+    for language, text in _BLOCK.findall(written):
         if page.name != "README.md" or language == "python":  # its sh blocks are what CI runs
             example.step(language, text)
 
