@@ -20,14 +20,13 @@ from tests.processes import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs/how-to/clients"
+FENCED = re.DOTALL | re.MULTILINE
 Seen = list[dict[str, Any]]
 
 
 def shown(page: str, number: int = 1) -> Seen:
     """Return what a page says that a client sees: the lines of its n-th block of JSON."""
-    blocks = re.findall(
-        r"^```json\n(.*?)^```$", (PAGES / page).read_text(), re.DOTALL | re.MULTILINE
-    )
+    blocks = re.findall(r"^```json\n(.*?)^```$", (PAGES / page).read_text(), FENCED)
     return [json.loads(line) for line in blocks[number - 1].splitlines()]
 
 
@@ -133,3 +132,20 @@ async def test_fastmcp_over_http(server: Server, fastmcp: Path) -> None:
 async def test_fastmcp_over_stdio(folder: Path, fastmcp: Path) -> None:
     """The same over stdio."""
     assert await over_stdio(folder, fastmcp, "fastmcp_client") == shown("fastmcp.md")
+
+
+async def test_the_example_of_fastmcp(folder: Path, fastmcp: Path) -> None:
+    """The client that the page of FastMCP gives to readers prints what the page says."""
+    page = (PAGES / "fastmcp.md").read_text()
+    for name, text in re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", page, FENCED):
+        (folder / name).write_text(text)
+    ((line, printed),) = re.findall(r"^```console\n\$ python (.*?)\n(.*?)^```$", page, FENCED)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with trio.fail_after(PATIENCE_S):
+        done = await trio.run_process(
+            [str(fastmcp), line],
+            capture_stdout=True,
+            cwd=folder,
+            env=variables(folder) | {"PATH": path},
+        )
+    assert done.stdout.decode() == printed
