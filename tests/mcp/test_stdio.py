@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
@@ -19,9 +21,11 @@ import trio
 from mcp import Client, StdioServerParameters
 
 from tests.mcp.wire import TASKS
+from tests.processes import until
 from trio_bgtasks import SqliteTaskStore, TaskStatus, open_task_manager
 from trio_bgtasks.mcp import _stdio
 
+_NEARLY_FULL = 30_000  # a pipe has 16 pages, and each write begins a new one
 PROMPT_S = 5  # the deadline for an end that is prompt; the machine may be busy
 COMMAND = (sys.executable, "-m", "tests.mcp.stdio_server")
 ROOT = Path(__file__).parents[2]
@@ -43,14 +47,25 @@ class Speaker:
     def request(self, method: str, **params: Any) -> Any:
         """Send a request of 2026-07-28; return its answer."""
         self.number += 1
+        self.post(self.number, method, **params)
+        return self.line()
+
+    def post(self, number: int, method: str, **params: Any) -> None:
+        """Send a request."""
         params["_meta"] = {
             "io.modelcontextprotocol/protocolVersion": "2026-07-28",
             "io.modelcontextprotocol/clientInfo": {"name": "speaker", "version": "1"},
             "io.modelcontextprotocol/clientCapabilities": TASKS,
         }
-        message = {"jsonrpc": "2.0", "id": self.number, "method": method, "params": params}
+        message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
         self.send(json.dumps(message).encode())
-        return self.line()
+
+    @property
+    def unread(self) -> int:
+        """How many bytes of the server nobody has read."""
+        assert self.process.stdout is not None
+        count = fcntl.ioctl(self.process.stdout, termios.FIONREAD, b"\0" * 4)
+        return int.from_bytes(count, sys.byteorder)
 
     def line(self) -> Any:
         """Return what the server says next."""
@@ -90,11 +105,18 @@ async def status_of(database: Path, task_id: str) -> TaskStatus:
 
 
 @pytest.mark.parametrize("how", ["end of input", "SIGTERM"])
-async def test_the_end_is_prompt(tmp_path: Path, how: str) -> None:
-    """At the end of its input, and at SIGTERM, the server ends at once; its tasks are stopped, and told apart from lost."""
+@pytest.mark.parametrize("unread", [0, 100])
+async def test_the_end_is_prompt(tmp_path: Path, how: str, unread: int) -> None:
+    """At the end of its input, and at SIGTERM, the server ends at once; its tasks are stopped, and told apart from lost.
+
+    Also if the client does not read what it is answered.
+    """
     database = tmp_path / "tasks.db"
     with speaking(database) as speaker:
         task_id = speaker.start()
+        for number in range(unread):
+            speaker.post(100 + number, "tools/list")
+        await until(lambda: not unread or speaker.unread > _NEARLY_FULL)
         began = time.monotonic()
         if how == "SIGTERM":
             speaker.process.send_signal(signal.SIGTERM)
