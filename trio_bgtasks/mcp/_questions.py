@@ -132,11 +132,12 @@ def _form(schema: JsonObject) -> JsonObject:
         fields = cast("JsonObject", schema["properties"])
         form["properties"] = {name: _typed(field) for name, field in fields.items()}
         return form
-    field = _typed(schema)
+    field: JsonValue = _typed(schema)
     if not _is_simple(field):
         text = f"JSON that fits this schema: {json.dumps(schema)}"
         field = {"type": "string", "description": text}
-    return {"type": "object", "properties": {ANSWER: field}, "required": [ANSWER]}
+    properties: JsonObject = {ANSWER: field}
+    return {"type": "object", "properties": properties, "required": [ANSWER]}
 
 
 def _is_form(schema: JsonObject) -> bool:
