@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from trio_bgtasks.cli import _serve  # noqa: F401 - imported before a test names another platform
 from trio_bgtasks.cli._app import run_app
 
 CLIENTS = ("claude-code", "claude-desktop", "cursor", "vscode")
