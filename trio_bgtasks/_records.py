@@ -286,7 +286,7 @@ class TaskRecord:
             self.progress,
             queued,
             persistence_error,
-            self.open_questions if self.questions else (),
+            self.open_questions if self.questions else (),  # most have none: a call less
         )
 
 

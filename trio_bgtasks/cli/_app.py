@@ -316,9 +316,7 @@ def install(
     service = _service(given.arguments)
     from ._serve import check_for_clients
 
-    check_for_clients(service)
-    if db is not None and not db.is_absolute():
-        raise UsageError(f"the client starts the server in some folder: --db {db.absolute()}")
+    check_for_clients(service, db)
     return install(client, name=name, arguments=arguments, write=write)
 
 

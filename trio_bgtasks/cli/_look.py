@@ -190,13 +190,13 @@ async def answer(session: Session, task_id: str, question_id: str | None, text: 
         if text is None:
             summary = await manager.decline(owner, task_id, question_id)
         else:
-            ask = partial(manager.answer, owner, task_id, question_id)
+            give, value = partial(manager.answer, owner, task_id, question_id), _json_or_text(text)
             try:
-                summary = await ask(_json_or_text(text))
+                summary = await give(value)
             except InvalidAnswer:
-                if _json_or_text(text) == text:
+                if value == text:
                     raise
-                summary = await ask(text)  # 123 for a question that wants a string
+                summary = await give(text)  # 123 for a question that wants a string
     if session.json:
         say_json({"owner_thread_id": owner, **summary.to_json()})
     else:

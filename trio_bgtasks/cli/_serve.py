@@ -86,7 +86,7 @@ class Service:
         return cls(config=config, **{name: options[name] for name in options.keys() & own})
 
 
-def check_for_clients(service: Service) -> None:
+def check_for_clients(service: Service, db: Path | None) -> None:
     """Refuse what no client could start from a folder of its choice.
 
     Raises:
@@ -96,10 +96,8 @@ def check_for_clients(service: Service) -> None:
         raise UsageError("clients start the server over stdio: leave out --http")
     files = [name.rpartition(":")[0] for name in service.tools]
     paths = [("--tools", Path(file)) for file in files if file.endswith(".py")]
-    if service.root is not None:
-        paths.append(("--root", service.root))
-    for option, path in paths:
-        if not path.is_absolute():
+    for option, path in (*paths, ("--root", service.root), ("--db", db)):
+        if path is not None and not path.is_absolute():
             there = path.expanduser().absolute()
             raise UsageError(f"the client starts the server in some folder: {option} {there}")
     _tools(service, None)
