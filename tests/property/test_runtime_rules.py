@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from itertools import product
 from typing import Any, TypeAlias
 
 import pytest
+import trio
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -16,8 +18,11 @@ from trio_bgtasks import (
     BackgroundExecution,
     BackgroundTaskManager,
     StaleAttempt,
+    TaskResult,
     TaskStoreError,
 )
+from trio_bgtasks.testing._history import Body
+from trio_bgtasks.testing._runtime_cast import OWNERS
 from trio_bgtasks.testing._runtime_parts import Host
 from trio_bgtasks.testing._runtime_stage import SETTLED_S
 from trio_bgtasks.testing._runtime_world import World
@@ -71,6 +76,20 @@ def test_a_store_fails_while_tasks_are_resumed_and_scopes_cancelled() -> None:
     play(steps)
 
 
+def test_what_is_started_for_a_rule_is_cancelled_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That breaks promise 9; it is no error of the machine, which has nothing to choose from."""
+
+    def steps(machine: Runtime) -> None:
+        for host, owner in product((0, 1), OWNERS):
+            machine.close_owner(host, owner)
+        with monkeypatch.context() as patch:
+            patch.setattr(World, "body", in_a_cancelled_scope)
+            machine.order(0, "succeed", "nothing")
+
+    with pytest.raises(AssertionError, match="promise 9: what was started just now"):
+        play(steps)
+
+
 @pytest.mark.parametrize("fails", [True, False])
 def test_notices_are_taken_by_a_block_that_succeeds(fails: bool) -> None:  # noqa: FBT001
     """Those of a block that failed come again."""
@@ -105,6 +124,16 @@ def test_whoever_runs_a_task_that_was_damaged_says_so() -> None:
 
 async def anything(*_: Any, **__: Any) -> None:
     """Whatever is asked for, nothing is refused."""
+
+
+def in_a_cancelled_scope(world: World, host: Host) -> Body:
+    """Whatever begins is cancelled by then, as in a nursery that an error ended."""
+
+    async def body(execution: BackgroundExecution, scope: trio.CancelScope) -> TaskResult:
+        scope.cancel()
+        return await world._work(host, execution.task_id, scope, execution)
+
+    return body
 
 
 async def refuses(execution: BackgroundExecution, *_: Any) -> None:

@@ -63,8 +63,9 @@ class RuntimeStage(RuntimeCast):
         if not (self.talking if what == "talking" else self.obeying):
             resumable = number > 0
             await self.begin_task(self.host(0), "ann", None, "tidies up", resumable=resumable)
-        those = {"running": self.running, "talking": self.talking, "obeying": self.obeying}
-        return newest(those[what], number)
+        those = {"running": self.running, "talking": self.talking, "obeying": self.obeying}[what]
+        assert those, "promise 9: what was started just now has been cancelled by nobody"
+        return newest(those, number)
 
     def new_task(self, parent: int | None, manners: Manners) -> tuple[str, str | None]:
         """Return the id of a new task, and its parent: one before it, or the next one: a cycle."""
