@@ -212,7 +212,7 @@ class LifecycleMachine(LifecycleStage):
         task=_tasks,
         words=_words,
         often=st.integers(1, 2),
-        declined=st.none() | st.booleans(),
+        then=st.sampled_from(["answered", "declined", "answered twice", "withdrawn", "open"]),
         saved=st.booleans(),
         ends=st.sampled_from(["crash", "stop", "no"]),
         at=_times,
@@ -223,16 +223,20 @@ class LifecycleMachine(LifecycleStage):
         task: int,
         words: tuple[str, dict[str, Any]],
         often: int,
-        declined: bool | None,
+        then: str,
         saved: bool,
         ends: str,
         at: int,
     ) -> None:
-        """The same is asked once more after an answer, perhaps a checkpoint, and a resume."""
+        """The same is asked once more: after an answer, perhaps a checkpoint, and a resume."""
         for _ in range(often):
             self.ask(task, None, words, "all", at)
-        if declined is not None:
-            self.reply(task, often - 1, declined=declined, at=at)
+        if then == "withdrawn":
+            self.withdraw(task, None, "none", at)
+        elif then != "open":
+            self.reply(task, often - 1, declined=then == "declined", at=at)
+        if then == "answered twice":
+            self.reply(task, often - 1, declined=False, at=at + 1)
         if saved:
             self.write(task, None, 0, "all", at)
         if ends != "no":

@@ -184,8 +184,10 @@ class EverydayRules(RuntimeStage):
         """Whoever spawned a task cancels the scope that it was given: that is a cancel.
 
         It is none any more when its owner is being closed; a close after it takes nothing back.
+        Only a body that tidies up is still there then.
         """
         if work is None or not self.scoped:
+            manners = manners if close == "no" else "tidies up"
             await self.spawn_task(self.host(0), "bob", None, manners, trio.CancelScope())
         chosen = newest(self.scoped, work or 0)
         async with trio.open_nursery() as nursery:

@@ -79,16 +79,20 @@ class TaskStoreMachine(StoreReaders, StoreDisasters):
     @rule(
         start=wish.starts,
         wishes=st.lists(wish.events, max_size=2),
+        read=wish.reads,
         steps=STEPS,
     )
     @in_trio
-    async def cancel_callers(self, start: wish.Start, wishes: list[Wish], steps: int) -> None:
-        """Some callers go away before they are answered: nothing is done by half."""
-        new = attrs.evolve(start, again=None)
+    async def cancel_callers(
+        self, start: wish.Start, wishes: list[Wish], read: wish.Ask, steps: int
+    ) -> None:
+        """Some callers go away before they are answered, or shown notices: nothing half is done."""
+        new, notices = attrs.evolve(start, again=None), attrs.evolve(read, what="notices")
+        everybody: list[Wish] = [new, notices, *wishes]
         await self._together(
             [
                 self._made(Request(wish, number, "cancelled", steps))
-                for number, wish in enumerate([new, *wishes])
+                for number, wish in enumerate(everybody)
             ]
         )
 

@@ -356,7 +356,7 @@ TABLE: list[tuple[Apply, str]] = [
     (checkpoint_is_lost_in_a_resume, "checkpoint is None, not .*; the table"),
     (resume_is_not_compared, "the table of the lifecycle says .*StaleAttempt"),
     (question_is_compared_as_python_does, "^questions is |^the table of the lifecycle"),
-    (withdrawal_is_not_stored, "questions is .*; the table"),
+    (withdrawal_is_not_stored, "(questions|updated_at_ms) is .*; the table"),
 ]
 
 

@@ -185,7 +185,10 @@ def keys_are_used_again(patch: Patch) -> None:
 
 
 PLANTED: list[tuple[Bug, str]] = [
-    (cancelled_is_working_again, "^shown is .*'working'|^it had ended on the wire: |^it has not ended: "),
+    (
+        cancelled_is_working_again,
+        "^shown is .*'working'|^it had ended on the wire: |^it has not ended: ",
+    ),
     (an_end_gets_newer, "^it has changed after its end: "),
     (strangers_tasks_are_known, "^foreign is told from unknown: "),
     (a_list_of_everybodys, "^ann is shown job |^bob is shown job "),
