@@ -221,7 +221,6 @@ async def test_a_closed_stream_is_as_good_as_none(
         ("2>&-", True, False),
         ("<&- >&- 2>&-", False, False),
     ):
-        await cli("gc")
         done = await trio.run_process(
             ["/bin/sh", "-c", f"{shlex.join([*PROGRAM, *args])} {closed}"],
             capture_stdout=True,

@@ -1,8 +1,8 @@
 """Run the conformance suite and count its named checks: ``python -m tests.mcp.conformance``.
 
 It fails unless every check that ``checks.toml`` names succeeds, and no other one fails. A check
-that also succeeds where no server is shows nothing, so it counts for nothing. ``--write`` makes the
-list anew, for a look at what changed.
+that also succeeds where no server is shows nothing, so it counts for nothing: the list has those,
+too. ``--write`` makes the list anew, for a look at what changed.
 """
 
 from __future__ import annotations
@@ -92,35 +92,37 @@ def run_all(url: str, scenarios: list[str]) -> dict[str, Results]:
         return dict(zip(scenarios, pool.map(partial(run, url), scenarios), strict=True))
 
 
-def counted(results: Results, without_server: Results) -> Counter[str]:
-    """Return what succeeded, and does not where no server is."""
-    empty = {check for check, status in without_server if status == "SUCCESS"}
-    return Counter(c for c, status in results if status == "SUCCESS" and c not in empty)
+def succeeded(results: Results) -> Counter[str]:
+    """Return how often each check succeeded."""
+    return Counter(check for check, status in results if status == "SUCCESS")
 
 
-def problems(
-    scenario: str, wanted: dict[str, list[str]], results: Results, dead: Results
-) -> list[str]:
+def problems(scenario: str, wanted: dict[str, list[str]], results: Results) -> list[str]:
     """Return what is not as the list says."""
-    found, named = counted(results, dead), Counter(wanted["checks"])
+    found, named = succeeded(results), Counter(wanted["checks"])
+    empty = {*wanted["without_server"]}
     missing = [f"{check} x{n}: missing, or failed" for check, n in (named - found).items()]
-    new = [f"{check} x{n}: not in the list" for check, n in (found - named).items()]
+    new = [f"{check} x{n}: new" for check, n in (found - named).items() if check not in empty]
     bad = {check for check, status in results if status == "FAILURE"}
     failed = [f"{check}: failed" for check in sorted(bad - named.keys() - {*wanted["not_ours"]})]
     return [f"{scenario}: {problem}" for problem in (*missing, *new, *failed)]
 
 
-def write(
-    listed: dict[str, dict[str, list[str]]], results: dict[str, Results], dead: dict[str, Results]
-) -> None:
+def write(listed: dict[str, dict[str, list[str]]], results: dict[str, Results]) -> None:
     """Write the list anew; which scenarios there are, and which checks are not ours, stays."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and not listening: every connection is refused
+        dead = run_all(f"http://127.0.0.1:{taken.getsockname()[1]}/mcp", [*listed])
     text = LIST.read_text("utf-8")
-    head = text[: text.index("\n[")]
+    head = text[: text.index("\n[")].rstrip("\n")
     for scenario, wanted in listed.items():
+        empty = succeeded(dead[scenario]).keys()
+        found = succeeded(results[scenario])
         head += f"\n\n[{scenario}]\n"
         for name, checks in (
-            ("checks", sorted(counted(results[scenario], dead[scenario]).elements())),
+            ("checks", sorted(check for check in found.elements() if check not in empty)),
             ("not_ours", wanted["not_ours"]),
+            ("without_server", sorted(empty)),
         ):
             lines = "".join(f'    "{check}",\n' for check in checks)
             head += f"{name} = [\n{lines}]\n" if checks else f"{name} = []\n"
@@ -133,18 +135,15 @@ def main() -> int:
     began = time.monotonic()
     install()
     listed = tomllib.loads(LIST.read_text("utf-8"))
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and not listening: every connection is refused
-        dead = run_all(f"http://127.0.0.1:{taken.getsockname()[1]}/mcp", [*listed])
     with server() as url:
         results = run_all(url, [*listed])
     if "--write" in sys.argv:
-        write(listed, results, dead)
+        write(listed, results)
         return 0
     found = [
         problem
         for scenario, wanted in listed.items()
-        for problem in problems(scenario, wanted, results[scenario], dead[scenario])
+        for problem in problems(scenario, wanted, results[scenario])
     ]
     print("\n".join(found))
     passed = sum(len(wanted["checks"]) for wanted in listed.values())
