@@ -210,12 +210,12 @@ def _sweep_again(machine: Machine) -> None:
 
 
 def _crash_and_sweep(machine: Machine) -> None:
-    machine.crash([], 0)
+    machine.crash([], [], 0)
     _sweep(machine)
 
 
 def _crash_and_sweep_again(machine: Machine) -> None:
-    machine.crash([], 0)
+    machine.crash([], [], 0)
     _sweep_again(machine)
 
 

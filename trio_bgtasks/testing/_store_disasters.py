@@ -62,9 +62,10 @@ class StoreDisasters(StoreClients):
     @in_trio
     async def register_in_vain(self, fate: Fate, steps: int) -> None:
         """An executor is registered and nobody hears of it: there is none that a sweep finds."""
-        if len(self._clients) < MOST_CLIENTS:
-            await self._join_in_vain(fate, steps)
-            await self._check(f"a client tried to register an executor ({fate})")
+        if len(self._clients) == MOST_CLIENTS:  # it may be too late to cancel that
+            await self._leave(self._one(0))
+        await self._join_in_vain(fate, steps)
+        await self._check(f"a client tried to register an executor ({fate})")
 
     @can("corrupt")
     @rule(number=st.integers(0, 5))
@@ -80,10 +81,18 @@ class StoreDisasters(StoreClients):
     # ---- kills --------------------------------------------------------------------------------
 
     @can("kill")
-    @rule(requests=st.lists(REQUESTS, min_size=1, max_size=4), steps=STEPS)
+    @rule(
+        pieces=st.lists(wish.pieces, max_size=1),
+        requests=st.lists(REQUESTS, min_size=1, max_size=4),
+        steps=STEPS,
+    )
     @in_trio
-    async def crash(self, requests: list[Request], steps: int) -> None:
-        """All clients are killed in the middle of their calls: nothing was done by half."""
+    async def crash(self, pieces: list[wish.Write], requests: list[Request], steps: int) -> None:
+        """All clients are killed in the middle of their calls: nothing was done by half.
+
+        What was answered before that is there.
+        """
+        await self._write(0, pieces)
         made = [self._made(attrs.evolve(request, fate="killed")) for request in requests]
         await self._pass_time()
         await self._kill_all(made, steps)
