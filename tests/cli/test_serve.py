@@ -89,6 +89,30 @@ async def test_a_client_that_comes_again_finds_its_tasks(cli: Cli, tmp_path: Pat
         assert record.owner_thread_id.startswith("mcp:stdio:")
 
 
+async def test_an_owner_that_was_chosen_has_the_tasks(cli: Cli) -> None:
+    """Those of `serve --owner` are those of the command with the same owner, whoever the client is."""
+    server = StdioServerParameters(
+        command=PROGRAM[0],
+        args=[*PROGRAM[1:], *SERVE, "--owner", "me"],
+        env=environment() | {"TRIO_BGTASKS_DB": str(cli.db)},
+    )
+    with trio.fail_after(PATIENCE_S):
+        async with Client(server) as client:
+            await client.call_tool("shell", {"command": "true"})
+    listed = await cli("--owner", "me", "ls", "--json")
+    assert [task["status"] for task in listed.json["tasks"]] == ["completed"]
+
+
+def test_one_owner_for_several_tokens_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who gave them names may have wanted them apart."""
+    service = Service(owner="me", http="127.0.0.1:0", tokens=tmp_path / "tokens")
+    owner_of: Any = _serve._owner_of(service)
+    assert owner_of("any client") == "me"
+    assert "all names of --tokens have the same tasks" in capsys.readouterr().err
+
+
 async def test_over_http(cli: Cli, tmp_path: Path) -> None:
     """Who has a token is its principal; SIGTERM ends the server, and what it ran is stopped."""
     path = tokens_file(tmp_path, "# who may come", "", f"ann {TOKEN}", f"bob {TOKEN}b 2001-01-01")

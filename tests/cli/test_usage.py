@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import signal
@@ -18,7 +19,7 @@ import trio
 
 from tests.cli.command import PROGRAM, Cli, environment
 from trio_bgtasks import StoreBusy
-from trio_bgtasks.cli import main
+from trio_bgtasks.cli import _session, main
 from trio_bgtasks.cli._session import Session, _serve, database
 from trio_bgtasks.stores.sqlite import SqliteTaskStore
 
@@ -277,3 +278,16 @@ def test_an_interrupt_before_the_command_listens(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("trio_bgtasks.cli._app.run_app", interrupted)
     assert _main(monkeypatch, "ls") == 128 + signal.SIGINT
+
+
+def test_a_warning_shows_what_was_raised(capsys: pytest.CaptureFixture[str]) -> None:
+    """Line by line, so that nothing in it can steer the terminal."""
+    raised = (ValueError, ValueError("one\x1b[31m\ntwo"), None)
+    record = logging.LogRecord("trio_bgtasks", logging.WARNING, "", 0, "a tool failed", (), raised)
+    _session._StderrHandler(logging.WARNING).handle(record)
+
+    first, one, two = capsys.readouterr().err.splitlines()
+    assert first == "trio-bgtasks: warning: a tool failed"
+    assert one.startswith("trio-bgtasks: ValueError: one")
+    assert "\x1b" not in one
+    assert two == "trio-bgtasks: two"

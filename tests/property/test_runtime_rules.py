@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -17,12 +18,15 @@ from tests.property.machines import Runtime
 from trio_bgtasks import (
     BackgroundExecution,
     BackgroundTaskManager,
+    ManagerClosed,
+    QuestionClosed,
     StaleAttempt,
     TaskResult,
     TaskStoreError,
 )
 from trio_bgtasks.testing._history import Body
-from trio_bgtasks.testing._runtime_cast import OWNERS
+from trio_bgtasks.testing._runtime_cast import OWNERS, WORDS
+from trio_bgtasks.testing._runtime_disasters import ACTIONS
 from trio_bgtasks.testing._runtime_parts import Host
 from trio_bgtasks.testing._runtime_stage import SETTLED_S
 from trio_bgtasks.testing._runtime_world import World
@@ -72,6 +76,45 @@ def test_a_store_fails_while_tasks_are_resumed_and_scopes_cancelled() -> None:
             what = ["resume", "cancel a scope"]
             machine.fail_the_store(0, "after", ("apply",), 1, 1.0, what, "repair", task)
             machine.every_promise_is_kept()
+
+    play(steps)
+
+
+def test_a_store_fails_while_anything_is_done() -> None:
+    """Whatever it is, and whatever is asked and waited for meanwhile, no promise is broken."""
+
+    def steps(machine: Runtime) -> None:
+        for action in dict.fromkeys(ACTIONS):
+            for number, spawned in ((1, False), (0, False), (0, True)):
+                machine.start(0, "ann", None, "passes on", True, True)  # noqa: FBT003
+                machine.ask(0, WORDS[number], math.inf)
+                machine.wait(0, 0)
+                if spawned:
+                    machine.spawn(0, "bob", None, "passes on", "none")
+                how = ("apply",), 1, 0.5, [action], "repair"
+                machine.fail_the_store(0, "hang", *how, number)
+                machine.every_promise_is_kept()
+
+    play(steps)
+
+
+def test_the_scope_of_what_was_spawned_before_is_cancelled() -> None:
+    """Not that of a new one."""
+
+    def steps(machine: Runtime) -> None:
+        machine.spawn(0, "bob", None, "passes on", "a scope")
+        machine.cancel_its_scope(0, "passes on", "no")
+        assert not machine.scoped
+
+    play(steps)
+
+
+def test_nothing_is_started_below_what_was_damaged() -> None:
+    """Whether that is cancelled, nobody can tell."""
+
+    def steps(machine: Runtime) -> None:
+        machine.damage(0, False)  # noqa: FBT003
+        machine.start(0, "ann", 1, "passes on", True, True)  # noqa: FBT003
 
     play(steps)
 
@@ -200,4 +243,50 @@ def test_a_manager_that_closes_and_keeps_its_losses_to_itself(
             machine.lose_unsaved(0)
 
     with pytest.raises(AssertionError, match="promise 10: it closed, and did not say what is lost"):
+        play(steps)
+
+
+def test_an_answer_to_what_is_shown_as_open_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sees a question may answer it."""
+
+    async def closed(manager: BackgroundTaskManager, owner: str, task_id: str, *_: Any) -> None:
+        raise QuestionClosed(task_id, "q1", "closed")
+
+    def steps(machine: Runtime) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(BackgroundTaskManager, "answer", closed)
+            machine.answer(0, 0, 0, False, 0)  # noqa: FBT003
+
+    with pytest.raises(AssertionError, match="promise 13: q1 is shown as open, its answer was"):
+        play(steps)
+
+
+def test_what_has_ended_is_resumed_while_it_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it had ended is known then, too."""
+
+    def steps(machine: Runtime) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(BackgroundTaskManager, "start", anything)
+            machine.end_and_collect(0, 0, "succeed")
+
+    with pytest.raises(AssertionError, match="promise 3: it had ended, and was resumed"):
+        play(steps)
+
+
+def test_a_manager_that_is_open_says_that_it_has_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An owner that was closed long ago, too, is opened again by a resume."""
+
+    async def closed(*_: Any, **__: Any) -> None:
+        raise ManagerClosed("closed")
+
+    def steps(machine: Runtime) -> None:
+        machine.order(0, "stop", "nothing")
+        with monkeypatch.context() as patch:
+            patch.setattr(BackgroundTaskManager, "start", closed)
+            machine.run.call(
+                partial(machine.resume_at_once, machine.tasks[0], machine.world.open_hosts()[:1])
+            )
+
+    told = pytest.RaisesExc(AssertionError, match="promise 10: it is long closed")
+    with pytest.RaisesGroup(told, flatten_subgroups=True):
         play(steps)

@@ -126,7 +126,7 @@ class QuestionRules(RuntimeStage):
         task, other = chosen.run.task, self.other_than(chosen.host, host)
         shown = await self.questions_of(other, task)
         await self.cancel_task(other, task)
-        if not chosen.run.live:
+        if not chosen.run.live:  # pragma: no cover - its machine has just asked for cancels
             return
         await self.ask_in(chosen, *words)
         for question in shown:
