@@ -15,6 +15,7 @@ from trio_bgtasks import (
     JournalEntry,
     Notice,
     OutputPage,
+    Question,
     Stopped,
     Success,
     TaskRecord,
@@ -24,6 +25,7 @@ from trio_bgtasks import (
 from trio_bgtasks.testing import History, check_history
 from trio_bgtasks.testing._history import Run, Save, TaskHistory
 from trio_bgtasks.testing._promises import may_be_orphaned_as, may_end_as
+from trio_bgtasks.testing._questioning import DECLINED, Answer, Asked, reply_of, words_of
 
 RUNNING, STOPPED, COMPLETED = TaskStatus.RUNNING, TaskStatus.STOPPED, TaskStatus.COMPLETED
 FAILED, CANCELLED = TaskStatus.FAILED, TaskStatus.CANCELLED
@@ -90,6 +92,20 @@ class Story:
         self.journal.append(JournalEntry(5, "attempt_started", 3, RUNNING))
         self.stored(attempt=3, status=RUNNING, executor_id=executor_id, result=None)
         return self.begin(3, checkpoint="half")
+
+    def ask(self) -> Answer:
+        """A third attempt asks, and somebody answers: that is no lie yet."""
+        asked, run = Asked(words_of("Why?", {}), self.history.tick()), self.run_on()
+        run.questions.asks.append(asked)
+        self.task.questions.attempts.append(run.questions)
+        answer = Answer("q1", reply_of(7), self.history.tick(), self.history.tick())
+        self.task.questions.answers.append(answer)
+        self.journal.append(JournalEntry(6, "question_asked", 3, RUNNING, "ex", "q1"))
+        self.journal.append(JournalEntry(7, "question_answered", 3, RUNNING, None, "q1"))
+        question = Question("q1", "Why?", {}, 6, "answered", 7)
+        self.stored(questions=(question,), questions_asked=1)
+        self.task.questions.seen["q1"] = question
+        return answer
 
     def stored(self, **changes: Any) -> None:
         """Let the store show another record."""
@@ -455,6 +471,64 @@ def _called_corrupt(story: Story) -> None:
 @lie("promise 12: its record was damaged, and is read as ")
 def _read_although_damaged(story: Story) -> None:
     story.history.damaged(story.task)
+
+
+@lie("promise 13: the journal has the questions \\['q1', 'q1'\\], of 1")
+def _a_question_id_is_used_again(story: Story) -> None:
+    story.ask()
+    story.journal.append(JournalEntry(8, "question_asked", 3, RUNNING, "ex", "q1"))
+
+
+@lie("promise 13: attempt 3 asked 0 times, stored are 1")
+def _a_question_that_nobody_asked(story: Story) -> None:
+    story.ask()
+    story.task.questions.attempts[0].asks.clear()
+
+
+@lie("promise 13: question q1 was answered more than once")
+def _answered_twice(story: Story) -> None:
+    story.ask()
+    story.journal.append(story.journal[-1])
+
+
+@lie("promise 13: nobody gave the answer that question q1 has")
+def _an_answer_that_nobody_gave(story: Story) -> None:
+    story.ask().reply = DECLINED
+
+
+@lie("promise 13: an accepted answer to question q1 is not stored")
+def _an_answer_is_lost(story: Story) -> None:
+    story.ask()
+    story.journal.pop()
+
+
+@lie("promise 13: question q1 was answered, and is open")
+def _an_answer_leaves_its_question_open(story: Story) -> None:
+    story.ask()
+    story.stored(questions=(Question("q1", "Why?", {}, 6),))
+
+
+@lie("promise 13: question q1 is open, and its task is stopped")
+def _open_for_nobody(story: Story) -> None:
+    story.ask()
+    story.task.questions.answers.clear()
+    story.journal.pop()
+    story.task.runs[-1].outcome, story.task.runs[-1].ended = Stopped(), story.history.tick()
+    story.journal.append(JournalEntry(8, "finished", 3, STOPPED))
+    story.stored(status=STOPPED, executor_id=None, questions=(Question("q1", "Why?", {}, 6),))
+
+
+@lie("promise 13: question q1 is stored with 8, which nobody answered")
+def _another_answer_is_stored(story: Story) -> None:
+    story.ask()
+    story.stored(questions=(Question("q1", "Why?", {}, 6, "answered", 8),))
+
+
+async def test_a_question_and_its_answer_are_no_lie() -> None:
+    """What the lies about them are made of is true."""
+    story = Story()
+    story.ask()
+    await check(story)
 
 
 @pytest.mark.parametrize(

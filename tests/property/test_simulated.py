@@ -7,7 +7,13 @@ import trio
 import trio.testing
 
 from tests.support import OWNER, Gate, forever, request, stored
-from trio_bgtasks import MemoryTaskStore, Success, TaskStatus, TaskStoreError
+from trio_bgtasks import (
+    MemoryTaskStore,
+    Success,
+    TaskResult,
+    TaskStatus,
+    TaskStoreError,
+)
 from trio_bgtasks.testing import SimulatedExecutor
 
 
@@ -32,6 +38,28 @@ async def test_a_crash_says_no_goodbye(autojump_clock: trio.testing.MockClock) -
             await machine.shut_down()
         assert again.state == "closed"
     assert (await stored(store, "t")).status is TaskStatus.STOPPED
+
+
+async def test_a_machine_closes_until_its_bodies_have_ended(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its state says so."""
+
+    async def tidies_up(*_: object) -> TaskResult:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1)
+
+    async with trio.open_nursery() as nursery:
+        machine = await SimulatedExecutor.open(nursery, MemoryTaskStore())
+        await machine.manager.start(request(), tidies_up)
+        nursery.start_soon(machine.shut_down)
+        await trio.testing.wait_all_tasks_blocked()
+        assert machine.state == "closing"
+        await trio.sleep(2)
+        assert machine.state == "closed"
 
 
 async def test_a_short_sleep_changes_nothing(autojump_clock: trio.testing.MockClock) -> None:

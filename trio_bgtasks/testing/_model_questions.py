@@ -71,7 +71,7 @@ def questions_after(record: TaskRecord | None, event: Event) -> dict[str, Any]:
                 marked = marked or event.cancel_requested_at_ms is not None
                 marked = marked or not isinstance(event.outcome, Stopped)
             gone = set(there) if marked or not record.supports_resume else is_open
-        case _:
+        case _:  # pragma: no cover - the model calls this for no other
             raise AssertionError(event)
     changes["questions"] = tuple(q for name, q in there.items() if name not in gone)
     return changes
