@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import pytest
 import trio
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.cli.command import PROGRAM, environment
 from tests.mcp.plain_http import bearer, connect, exchange, head, post, read_answer, request
@@ -748,4 +749,26 @@ async def test_who_sends_nothing_is_cut_off(
             clients.start_soon(hold, b"", b"")
             clients.start_soon(hold, b"POST /mcp HTTP/1.1\r\nX: ", b"x")
             clients.start_soon(hold, request(url, "tools/list"), b"")
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("more", [b"x", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"])
+async def test_a_subscriber_that_is_gone_keeps_no_place(
+    runtime: BackgroundTaskManager,
+    mock_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    more: bytes,
+) -> None:
+    """Also one that sent more before, which keeps its end from being read: the next write tells."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (2, 2))  # so one place
+    mock_clock.autojump_threshold = 0.05
+    async with trio.open_nursery() as nursery:
+        url: str = await nursery.start(serve_http, served(runtime))
+        async with await connect(url) as stream:
+            listen = request(url, "subscriptions/listen", notifications={"taskIds": []})
+            await stream.send_all(listen)
+            assert b"200" in await stream.receive_some()
+            await stream.send_all(more)
+            await wait_all_tasks_blocked()
+        assert (await post(url, "tools/list")).status == 200
         nursery.cancel_scope.cancel()

@@ -106,7 +106,7 @@ class Connection:
     """The stream of one client. A write that the client does not take in time closes it.
 
     What is done for the client, within ``scope``, has a moment more when the client has gone;
-    hypercorn would wait for its next request.
+    hypercorn would wait for its next request, or with one that came already for ever.
     """
 
     def __init__(self, stream: trio.SocketStream) -> None:
@@ -122,8 +122,11 @@ class Connection:
         """Receive what has come."""
         data = await self._stream.receive_some(most)
         if not data:
-            self.scope.deadline = trio.current_time() + _MOMENT_S
+            self._gone()
         return data
+
+    def _gone(self) -> None:
+        self.scope.deadline = min(self.scope.deadline, trio.current_time() + _MOMENT_S)
 
     def hang_up(self) -> None:
         """Give what is being written, and will be, one more moment."""
@@ -138,13 +141,20 @@ class Connection:
         Raises:
             trio.BrokenResourceError: the client has gone, or does not read.
         """
-        for start in range(0, len(data), _PIECE):
-            deadline = min(trio.current_time() + WRITE_S, self._end)
-            with trio.CancelScope(deadline=deadline) as self._writing:
-                await self._stream.send_all(data[start : start + _PIECE])
-            if self._writing.cancelled_caught:
-                await trio.aclose_forcefully(self._stream)
-                raise trio.BrokenResourceError("the client does not read")
+        try:
+            for start in range(0, len(data), _PIECE):
+                await self._send_piece(data[start : start + _PIECE])
+        except trio.BrokenResourceError:
+            self._gone()
+            raise
+
+    async def _send_piece(self, data: bytes) -> None:
+        deadline = min(trio.current_time() + WRITE_S, self._end)
+        with trio.CancelScope(deadline=deadline) as self._writing:
+            await self._stream.send_all(data)
+        if self._writing.cancelled_caught:
+            await trio.aclose_forcefully(self._stream)
+            raise trio.BrokenResourceError("the client does not read")
 
 
 @final
