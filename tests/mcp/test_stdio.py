@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -127,6 +128,51 @@ async def test_the_end_is_prompt(tmp_path: Path, how: str, unread: int) -> None:
         assert time.monotonic() - began < PROMPT_S
         assert speaker.process.stderr is not None
         assert b"served" in speaker.process.stderr.read()
+    assert await status_of(database, task_id) is TaskStatus.STOPPED
+
+
+@contextmanager
+def speaking_over_a_socket(database: Path) -> Generator[tuple[Speaker, socket.socket], None, None]:
+    """Give a server process, and the one socket over which it is spoken to; Node.js uses sockets."""
+    ours, theirs = socket.socketpair()
+    with (
+        ours,
+        theirs,
+        subprocess.Popen(
+            [*COMMAND, str(database)],
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+        ) as process,
+    ):
+        process.stdin, process.stdout = ours.makefile("wb"), ours.makefile("rb")
+        assert process.stdout.readline() == b"this is no message\n"
+        try:
+            yield Speaker(process), ours
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("how", ["does not listen", "is gone with unread answers"])
+async def test_a_client_that_is_gone(tmp_path: Path, how: str) -> None:
+    """That is no error, whether it shows in writing or in reading: the server ends as at the end of input."""
+    database = tmp_path / "tasks.db"
+    with speaking_over_a_socket(database) as (speaker, ours):
+        task_id = speaker.start()
+        process = speaker.process
+        if how == "does not listen":
+            ours.shutdown(socket.SHUT_RD)
+            speaker.post(100, "tools/list")
+        else:
+            speaker.post(100, "tools/list")
+            await until(lambda: speaker.unread > 0)
+            for end in (process.stdin, process.stdout, ours):
+                assert end is not None
+                end.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b"served\n"
+        assert process.wait(60) == 0
     assert await status_of(database, task_id) is TaskStatus.STOPPED
 
 

@@ -24,16 +24,19 @@ async def serve_stdio(server: Server[Any]) -> None:
     """Serve the client at the other end of standard input and output, until it closes them.
 
     Returns at the end of input, with a moment for what the client has not read yet, and at once
-    when cancelled; tasks go on for as long as their manager does. Meanwhile descriptor 0 is empty
-    and 1 is standard error, so that nothing that a tool prints, or starts, gets between the
-    messages.
+    when it reads no more, or when cancelled; tasks go on for as long as their manager does.
+    Meanwhile descriptor 0 is empty and 1 is standard error, so that nothing that a tool prints, or
+    starts, gets between the messages.
+
+    Raises:
+        ExceptionGroup: of the `OSError` with which standard input or output failed.
     """
     from mcp.server.stdio import stdio_server  # noqa: PLC0415 - it takes a second to import
 
     async with _standard_streams() as (stdin, stdout):
         with trio.CancelScope() as scope:
             lines = _Lines(stdin, scope)
-            streams = stdio_server(cast("Any", lines), cast("Any", _Writer(stdout)))
+            streams = stdio_server(cast("Any", lines), cast("Any", _Writer(stdout, scope)))
             async with streams as (reading, writing):
                 await server.run(reading, writing, server.create_initialization_options())
 
@@ -78,7 +81,7 @@ class _Lines:
 
     async def __aiter__(self) -> AsyncGenerator[str, None]:
         rest, too_long = b"", False
-        async for chunk in self._stream:
+        async for chunk in self._chunks():
             *lines, tail = chunk.split(b"\n")
             for line in lines:
                 whole, rest = rest + line, b""
@@ -92,16 +95,34 @@ class _Lines:
                 rest, too_long = b"", True
         self._scope.deadline = trio.current_time() + _MOMENT_S
 
+    async def _chunks(self) -> AsyncGenerator[bytes, None]:
+        try:
+            async for chunk in self._stream:
+                yield bytes(chunk)
+        except trio.BrokenResourceError as error:
+            _raise_unless_gone(error)
+
 
 @final
 class _Writer:
-    """A stream that takes text."""
+    """A stream that takes text. When nobody reads that any more, the scope is cancelled."""
 
-    def __init__(self, stream: trio.abc.SendStream) -> None:
+    def __init__(self, stream: trio.abc.SendStream, scope: trio.CancelScope) -> None:
         self._stream = stream
+        self._scope = scope
 
     async def write(self, text: str) -> None:
-        await self._stream.send_all(text.encode())
+        try:
+            await self._stream.send_all(text.encode())
+        except trio.BrokenResourceError as error:
+            _raise_unless_gone(error)
+            self._scope.cancel()
 
     async def flush(self) -> None:
         """Do nothing: what was written is sent."""
+
+
+def _raise_unless_gone(error: trio.BrokenResourceError) -> None:
+    """A client that is gone is no error; any other fault of a stream is told as what it is."""
+    if not isinstance(error.__cause__, ConnectionError):
+        raise error.__cause__ or error from None
