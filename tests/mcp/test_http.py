@@ -80,12 +80,17 @@ async def test_without_a_good_token(
 
 
 async def test_a_browser_is_kept_out(runtime: BackgroundTaskManager) -> None:
-    """A request under another host's name, or from another origin, is refused; ours is not."""
-    async with serving(runtime, allowed_hosts=["box.local"]) as url:
+    """A request under another host's name, or from another origin, is refused; ours is not, however it is written."""
+    async with serving(runtime, allowed_hosts=["Box.local"]) as url:
         port = url.removesuffix("/mcp").rpartition(":")[2]
         assert (await post(url, "tools/list", {"Host": "evil.example"})).status == 421
         assert (await post(url, "tools/list", {"Origin": "https://evil.example"})).status == 403
-        for headers in ({"Host": f"box.local:{port}"}, {"Origin": f"http://localhost:{port}"}):
+        for headers in (
+            {"Host": f"box.local:{port}"},
+            {"Host": f"BOX.local:{port}"},
+            {"Origin": f"http://localhost:{port}"},
+            {"Origin": f"http://box.local:{port}"},
+        ):
             assert (await post(url, "tools/list", headers)).status == 200
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mcp.server.auth.provider import AccessToken
     from mcp.server.lowlevel import Server
     from starlette.applications import Starlette
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 PATH = "/mcp"
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
@@ -87,7 +88,8 @@ def http_app(
 
     from ._connections import Exchanges  # noqa: PLC0415
 
-    names = [name for host in allowed_hosts for name in (host, f"{host}:*")]
+    hosts = [host.lower() for host in allowed_hosts]
+    names = [name for host in hosts for name in (host, f"{host}:*")]
     security = TransportSecuritySettings(
         allowed_hosts=names,
         allowed_origins=[f"{scheme}://{name}" for scheme in ("http", "https") for name in names],
@@ -100,8 +102,25 @@ def http_app(
         auth=None if verifier is None else auth,
         token_verifier=verifier,
     )
+    app.add_middleware(_HostsInLowerCase)
     app.add_middleware(Exchanges)
     return app
+
+
+class _HostsInLowerCase:
+    """A middleware of ASGI: in a host's name case is nothing, while the SDK compares letters."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = [
+                (name, value.lower() if name == b"host" else value)
+                for name, value in scope["headers"]
+            ]
+            scope = {**scope, "headers": headers}
+        await self._app(scope, receive, send)
 
 
 class _Tokens:
