@@ -98,6 +98,16 @@ def test_a_store_fails_while_anything_is_done() -> None:
     play(steps)
 
 
+def test_a_withdrawal_is_given_up_while_its_machine_sleeps() -> None:
+    """Its question stays open until the attempt ends, or asks again: that is no broken promise."""
+
+    def steps(machine: Runtime) -> None:
+        machine.ask(0, WORDS[0], 1)
+        machine.take_over_from_the_sleeping(0, 0, 29, False, "succeed")  # noqa: FBT003
+
+    play(steps)
+
+
 def test_the_scope_of_what_was_spawned_before_is_cancelled() -> None:
     """Not that of a new one."""
 

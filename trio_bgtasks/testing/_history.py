@@ -390,7 +390,7 @@ class History:
                 run.suspended = now
 
     def doubtful(self, machine: str) -> None:
-        """Note that a machine's store fails: what its runs withdraw meanwhile may stay open."""
+        """Note that a machine's store is out of reach: what its runs withdraw now may stay open."""
         for run in self.runs(machine):
             if run.ended is None:
                 run.questions.doubtful = True

@@ -269,7 +269,7 @@ class _Check:
             self.broken(5, f"its cancel was accepted, and it is {record.status}")
 
     def nobody_is_asked_in_vain(self) -> None:
-        """Promise 13: what is open is waited for, but where a run ends or a store fails."""
+        """Promise 13: what is open is waited for, but where a run ends or has no store."""
         for run in self.task.runs:
             sure = run.live and not (run.causes or run.questions.doubtful)
             if sure and run.attempt == self.record.attempt and not self.task.cancels:

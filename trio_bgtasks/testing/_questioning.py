@@ -61,7 +61,7 @@ class Saved(Protocol):
 class AttemptQuestions:
     """What one execution of a body asked, and the checkpoints that it saved meanwhile.
 
-    ``doubtful``: its store failed, so what it withdrew may still be open.
+    ``doubtful``: its store was out of reach, so what it withdrew may still be open.
     """
 
     attempt: int

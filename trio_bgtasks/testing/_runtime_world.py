@@ -126,6 +126,7 @@ class World:
         """Suspend a machine."""
         self.disturbed()
         self.history.suspended(host.name)
+        self.history.doubtful(host.name)  # withdrawals are given up after a while
         host.simulated.stall()
 
     async def wake(self, host: Host) -> None:

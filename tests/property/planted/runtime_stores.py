@@ -136,7 +136,7 @@ class LetsChildrenStart(MemoryTaskStore):
 
 
 PLANTED: list[tuple[type[MemoryTaskStore], str]] = [
-    (ForgetsCancels, "promise 5:"),
+    (ForgetsCancels, "promise (5|13):"),
     (ForgetsCheckpoints, "promise 2:"),
     (ForgetsResults, "promise 2:"),
     (LosesLastWords, "promise 2:"),
