@@ -213,14 +213,14 @@ def demo_from_wheel(session: nox.Session) -> None:
 @nox.session
 def examples(session: nox.Session) -> None:
     """Install the example projects, with this package, into a new environment; run their tests."""
-    projects = {file.parent: file for file in sorted(Path("examples").glob("*/pyproject.toml"))}
+    files = sorted(Path("examples").glob("*/pyproject.toml"))
     needed = [
         requirement
-        for file in projects.values()
+        for file in files
         for requirement in nox.project.dependency_groups(nox.project.load_toml(file), "tests")
     ]
-    session.install(".[testing]", *(f"./{example}" for example in projects), *needed)
-    for example in projects:
+    session.install(".[testing]", *(f"./{file.parent}" for file in files), *needed)
+    for example in (file.parent for file in files):
         with session.chdir(example):
             session.run("pytest")
 

@@ -80,15 +80,16 @@ class Speaker:
 
 
 @contextmanager
-def speaking(database: Path) -> Generator[Speaker, None, None]:
-    """Give a server process that is spoken to."""
+def speaking(
+    database: Path, over: tuple[socket.socket, socket.socket] | None = None
+) -> Generator[Speaker, None, None]:
+    """Give a server process that is spoken to: over pipes, or a pair of sockets, as by Node.js."""
+    end = subprocess.PIPE if over is None else over[1].fileno()
     with subprocess.Popen(
-        [*COMMAND, str(database)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
+        [*COMMAND, str(database)], stdin=end, stdout=end, stderr=subprocess.PIPE, cwd=ROOT
     ) as process:
+        if over is not None:
+            process.stdin, process.stdout = over[0].makefile("wb"), over[0].makefile("rb")
         assert process.stdout is not None
         assert process.stdout.readline() == b"this is no message\n"
         try:
@@ -131,34 +132,12 @@ async def test_the_end_is_prompt(tmp_path: Path, how: str, unread: int) -> None:
     assert await status_of(database, task_id) is TaskStatus.STOPPED
 
 
-@contextmanager
-def speaking_over_a_socket(database: Path) -> Generator[tuple[Speaker, socket.socket], None, None]:
-    """Give a server process, and the one socket over which it is spoken to; Node.js uses sockets."""
-    ours, theirs = socket.socketpair()
-    with (
-        ours,
-        theirs,
-        subprocess.Popen(
-            [*COMMAND, str(database)],
-            stdin=theirs.fileno(),
-            stdout=theirs.fileno(),
-            stderr=subprocess.PIPE,
-            cwd=ROOT,
-        ) as process,
-    ):
-        process.stdin, process.stdout = ours.makefile("wb"), ours.makefile("rb")
-        assert process.stdout.readline() == b"this is no message\n"
-        try:
-            yield Speaker(process), ours
-        finally:
-            process.kill()
-
-
 @pytest.mark.parametrize("how", ["does not listen", "is gone with unread answers"])
 async def test_a_client_that_is_gone(tmp_path: Path, how: str) -> None:
     """That is no error, whether it shows in writing or in reading: the server ends as at the end of input."""
     database = tmp_path / "tasks.db"
-    with speaking_over_a_socket(database) as (speaker, ours):
+    ours, theirs = socket.socketpair()
+    with ours, theirs, speaking(database, (ours, theirs)) as speaker:
         task_id = speaker.start()
         process = speaker.process
         if how == "does not listen":

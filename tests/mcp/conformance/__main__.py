@@ -16,7 +16,7 @@ import tempfile
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -92,17 +92,16 @@ def run_all(url: str, scenarios: list[str]) -> dict[str, Results]:
         return dict(zip(scenarios, pool.map(partial(run, url), scenarios), strict=True))
 
 
-def succeeded(results: Results) -> Counter[str]:
-    """Return how often each check succeeded."""
-    return Counter(check for check, status in results if status == "SUCCESS")
+def counted(results: Results, empty: Collection[str] = ()) -> Counter[str]:
+    """Return how often each check succeeded, but those that show nothing."""
+    return Counter(c for c, status in results if status == "SUCCESS" and c not in empty)
 
 
 def problems(scenario: str, wanted: dict[str, list[str]], results: Results) -> list[str]:
     """Return what is not as the list says."""
-    found, named = succeeded(results), Counter(wanted["checks"])
-    empty = {*wanted["without_server"]}
+    found, named = counted(results, wanted["without_server"]), Counter(wanted["checks"])
     missing = [f"{check} x{n}: missing, or failed" for check, n in (named - found).items()]
-    new = [f"{check} x{n}: new" for check, n in (found - named).items() if check not in empty]
+    new = [f"{check} x{n}: not in the list" for check, n in (found - named).items()]
     bad = {check for check, status in results if status == "FAILURE"}
     failed = [f"{check}: failed" for check in sorted(bad - named.keys() - {*wanted["not_ours"]})]
     return [f"{scenario}: {problem}" for problem in (*missing, *new, *failed)]
@@ -116,11 +115,10 @@ def write(listed: dict[str, dict[str, list[str]]], results: dict[str, Results]) 
     text = LIST.read_text("utf-8")
     head = text[: text.index("\n[")].rstrip("\n")
     for scenario, wanted in listed.items():
-        empty = succeeded(dead[scenario]).keys()
-        found = succeeded(results[scenario])
+        empty = counted(dead[scenario]).keys()
         head += f"\n\n[{scenario}]\n"
         for name, checks in (
-            ("checks", sorted(check for check in found.elements() if check not in empty)),
+            ("checks", sorted(counted(results[scenario], empty).elements())),
             ("not_ours", wanted["not_ours"]),
             ("without_server", sorted(empty)),
         ):

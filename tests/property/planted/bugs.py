@@ -114,14 +114,16 @@ def _tool(tool: type[tools.Count], patch: pytest.MonkeyPatch) -> Machine:
     return tools.machine_for(tool)
 
 
-_APPLIES = "applies", LifecycleMachine, 18
-_STORES = "stores", TaskStoreMachine, 18
-_RUNTIME_STORES = "runtime_stores", RuntimeMachine, 18
-_RUNTIME_MANAGERS = "runtime_managers", RuntimeMachine, 18
-_RUNTIME_DAMAGE = "runtime_damage", RuntimeMachine, 18
-_RUNTIME_QUESTIONS = "runtime_questions", RuntimeMachine, 18
+_STEPS = 18  # in a row
+
+_APPLIES = "applies", LifecycleMachine, _STEPS
+_STORES = "stores", TaskStoreMachine, _STEPS
+_RUNTIME_STORES = "runtime_stores", RuntimeMachine, _STEPS
+_RUNTIME_MANAGERS = "runtime_managers", RuntimeMachine, _STEPS
+_RUNTIME_DAMAGE = "runtime_damage", RuntimeMachine, _STEPS
+_RUNTIME_QUESTIONS = "runtime_questions", RuntimeMachine, _STEPS
 _TOOLS = "tools", BackgroundToolMachine, 12
-_WIRE = "wire", WireMachine, 18
+_WIRE = "wire", WireMachine, _STEPS
 
 BUGS: list[PlantedBug] = [
     *_bugs(*_APPLIES, lambda bug, _: applies.judged_by_the_promises(bug), applies.PROMISES),
