@@ -1,4 +1,4 @@
-"""Every check of the project. `nox` runs all but the benchmarks; `nox -l` lists them."""
+"""Every check of the project. `nox -l` lists all; `nox` leaves out long searches and benchmarks."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,27 @@ async def test_an_owner_that_was_chosen_has_the_tasks(cli: Cli) -> None:
             await client.call_tool("shell", {"command": "true"})
     listed = await cli("--owner", "me", "ls", "--json")
     assert [task["status"] for task in listed.json["tasks"]] == ["completed"]
+
+
+async def test_an_answer_that_cannot_be_written_is_an_error(cli: Cli) -> None:
+    """A full disk is told as what it is: no client that is gone."""
+    ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    with trio.fail_after(PATIENCE_S):
+        async with await trio.open_file("/dev/full", "wb") as full:
+            process = await trio.lowlevel.open_process(
+                [*PROGRAM, *SERVE],
+                stdin=subprocess.PIPE,
+                stdout=full.fileno(),
+                stderr=subprocess.PIPE,
+                env=environment() | {"TRIO_BGTASKS_DB": str(cli.db)},
+            )
+        assert process.stdin is not None
+        assert process.stderr is not None
+        async with process.stdin, process.stderr:
+            await process.stdin.send_all(json.dumps(ping).encode() + b"\n")
+            said = b"".join([chunk async for chunk in process.stderr])
+            assert await process.wait() == 1
+    assert said == b"trio-bgtasks: OSError: [Errno 28] No space left on device\n"
 
 
 def test_one_owner_for_several_tokens_is_a_warning(

@@ -90,6 +90,7 @@ async def test_a_browser_is_kept_out(runtime: BackgroundTaskManager) -> None:
             {"Host": f"BOX.local:{port}"},
             {"Origin": f"http://localhost:{port}"},
             {"Origin": f"http://box.local:{port}"},
+            {"Origin": f"http://Box.local:{port}"},
         ):
             assert (await post(url, "tools/list", headers)).status == 200
 

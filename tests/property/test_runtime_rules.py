@@ -125,6 +125,9 @@ def test_nothing_is_started_below_what_was_damaged() -> None:
     def steps(machine: Runtime) -> None:
         machine.damage(0, False)  # noqa: FBT003
         machine.start(0, "ann", 1, "passes on", True, True)  # noqa: FBT003
+        record = machine.run.call(partial(machine.world.record, machine.tasks[-1]))
+        assert record is not None
+        assert record.parent_task_id is None
 
     play(steps)
 

@@ -116,7 +116,7 @@ class _HostsInLowerCase:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = [
-                (name, value.lower() if name == b"host" else value)
+                (name, value.lower() if name in (b"host", b"origin") else value)
                 for name, value in scope["headers"]
             ]
             scope = {**scope, "headers": headers}
